@@ -1,0 +1,142 @@
+"""Effective learning rates: how far an update turns a weight, and the schedule that a free run's norms imply.
+
+A scale-invariant layer depends on its weight W only through the direction W / ||W||, so what counts is the size of an
+update relative to the weight. For plain SGD (whose gradient shrinks as 1 / ||W||) the effective learning rate is
+eta / ||W||^2; for updates of a size of their own (Adam, RMSProp, sign) it is eta / ||W||.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, overload
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from nap import paths
+from nap.paths import PyTree
+from nap.roles import Roles
+
+
+class EffectiveLearningRate(NamedTuple):
+    """How one update moves one weight; float32 scalars, or one value for each stacked layer.
+
+    Attributes:
+      weight_norm: ||W|| before the update.
+      update_norm: ||dW||.
+      ratio: ||dW|| / ||W||, the effective learning rate whatever the optimizer; 0 for a zero weight.
+      angle: the angle between W and W + dW, in radians; 0 where either is zero.
+    """
+
+    weight_norm: Float[Array, "..."]
+    update_norm: Float[Array, "..."]
+    ratio: Float[Array, "..."]
+    angle: Float[Array, "..."]
+
+
+def effective_learning_rates(
+    updates: PyTree, params: PyTree, roles: Roles | None = None
+) -> dict[str, EffectiveLearningRate]:
+    """The effective learning rate of every parameter of rank 2 or more.
+
+    Args:
+      updates: what the optimizer returned: the steps that `optax.apply_updates` adds.
+      params: the parameters before the update.
+      roles: if given, its stacked axes keep values of their own and vectors of stacked layers are left out.
+
+    Returns:
+      An `EffectiveLearningRate` by path, output and embedding weights included.
+    """
+    steps = paths.leaves(updates)
+    rates = {}
+    for path, weight in paths.leaves(params).items():
+        stacked = roles[path].stacked if roles is not None else 0
+        if not paths.is_weight_array(weight) or weight.ndim < stacked + 2:
+            continue
+        old, step = weight.astype(jnp.float32), steps[path].astype(jnp.float32)
+        over = tuple(range(stacked, weight.ndim))
+        weight_norm, update_norm = _norm(old, over), _norm(step, over)
+        new = old + step
+        # arccos of a dot product loses all digits of a small angle; half the chord between the unit vectors does not.
+        chord = _norm(_unit(new, over) - _unit(old, over), over)
+        angle = jnp.where((weight_norm > 0) & (_norm(new, over) > 0), 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1)), 0.0)
+        ratio = update_norm / jnp.where(weight_norm > 0, weight_norm, jnp.inf)
+        rates[path] = EffectiveLearningRate(weight_norm, update_norm, ratio, angle)
+    return rates
+
+
+@overload
+def matching_schedule(norms: ArrayLike, optimizer_order: int) -> optax.Schedule: ...
+@overload
+def matching_schedule(norms: Mapping[str, ArrayLike], optimizer_order: int) -> dict[str, optax.Schedule]: ...
+def matching_schedule(
+    norms: ArrayLike | Mapping[str, ArrayLike], optimizer_order: int
+) -> optax.Schedule | dict[str, optax.Schedule]:
+    """The explicit schedule that the growing norms of an unprojected run stand for.
+
+    A run with projection whose learning rate for layer l is eta * (rho_l / ||W_l(t)||)^order makes the same function,
+    step by step, as the run without whose norms ||W_l(t)|| these are (rho_l = ||W_l(0)||): exactly for plain SGD on
+    scale-invariant layers, nearly for Adam, whose moments average gradients of several scales.
+
+    Args:
+      norms: the norm of a weight *before* update 0, 1, 2, ... (shape [steps]); one sequence, or one for each path.
+      optimizer_order: 2 for SGD, 1 for Adam, RMSProp and sign-like updates.
+
+    Returns:
+      A schedule of multipliers that starts at 1 (multiply it by your learning rate), or one for each path: hand these
+      to `scale_by_schedules`. Past the last recorded step the last value stays.
+
+    Raises:
+      ValueError: another order, an empty sequence, or a norm that is not positive.
+    """
+    if optimizer_order not in (1, 2):
+        raise ValueError(f"optimizer_order is 2 for SGD or 1 for Adam-like optimizers, got {optimizer_order}")
+    if isinstance(norms, Mapping):
+        return {path: matching_schedule(sequence, optimizer_order) for path, sequence in norms.items()}
+    sequence = np.asarray(norms)
+    if sequence.ndim != 1 or sequence.size == 0 or not np.all(sequence > 0):
+        raise ValueError(f"norms must be a non-empty sequence of positive numbers, got shape {sequence.shape}")
+    multipliers = jnp.asarray((sequence[0] / sequence) ** optimizer_order)
+
+    def schedule(step: ArrayLike) -> Array:
+        return multipliers[jnp.clip(step, 0, multipliers.size - 1)]
+
+    return schedule
+
+
+def scale_by_schedules(schedules: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:
+    """Multiply each parameter's update by a schedule of its own.
+
+    Put it after the optimizer and before the projection. Parameters without a schedule are left as they are.
+
+    Args:
+      schedules: multipliers by path, such as `matching_schedule` returns them.
+
+    Raises:
+      ValueError: at `init`, if a path is not among the parameters.
+    """
+
+    def init_fn(params: PyTree) -> optax.ScaleByScheduleState:
+        if unknown := schedules.keys() - paths.leaves(params).keys():
+            raise ValueError(f"there is a schedule for {min(unknown)!r}, but the parameters have no such leaf")
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None):
+        del params
+        steps = paths.leaves(updates)
+        scaled = {path: steps[path] * schedule(state.count) for path, schedule in schedules.items()}
+        return paths.replace(updates, scaled), optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _norm(x: Float[Array, "..."], over: tuple[int, ...]) -> Float[Array, "..."]:
+    return jnp.linalg.vector_norm(x, axis=over)
+
+
+def _unit(x: Float[Array, "..."], over: tuple[int, ...]) -> Float[Array, "..."]:
+    norm = jnp.linalg.vector_norm(x, axis=over, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1.0)

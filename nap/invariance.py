@@ -1,0 +1,172 @@
+"""The audit: does the network you have satisfy what Normalize-and-Project assumes?
+
+Projection is harmless where the function does not depend on a weight's scale and a real constraint where it does; and a
+scale-invariant weight that is *not* projected keeps its implicit schedule. Neither can be seen from the code of a large
+network with certainty, so the audit tries: it multiplies each weight by a few constants and compares the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from nap import paths
+from nap.paths import PyTree
+from nap.projection import Affine, RoleSpec
+from nap.roles import Role, affine_groups
+from nap.roles import roles as find_roles
+from nap.tables import format_table
+
+SCALES = (0.5, 2.0, 4.0)
+"""The constants by which `audit` multiplies a parameter."""
+
+
+class Verdict(enum.StrEnum):
+    """What the audit says of a parameter."""
+
+    FINE = "fine"
+    CONSTRAINED = "projected but not invariant: a real constraint"
+    IMPLICIT = "invariant but not projected: an implicit schedule stays"
+    UNUSED = "no effect on the output for these inputs"
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditRow:
+    """The audit of one parameter.
+
+    Attributes:
+      path: the parameter.
+      role: its role.
+      change: the largest change of the output when the parameter (with those that share its radius) is multiplied by a
+        constant, relative to the output's size.
+      invariant: whether `change` is below the tolerance.
+      projected: whether NaP projects it.
+      joined: whether it is scaled and projected together with others: scale and offset of one normalization.
+      verdict: what follows.
+    """
+
+    path: str
+    role: Role
+    change: float
+    invariant: bool
+    projected: bool
+    joined: bool
+    verdict: Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The audit of a network; prints as a table that explains itself."""
+
+    rows: tuple[AuditRow, ...]
+    tolerance: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is projected without being invariant, nor invariant without being projected."""
+        return all(row.verdict is Verdict.FINE for row in self.rows)
+
+    def __getitem__(self, path: str) -> AuditRow:
+        """The row of one parameter."""
+        return next(row for row in self.rows if row.path == path)
+
+    def __iter__(self) -> Iterator[AuditRow]:
+        """The rows, in the tree's order."""
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        """The table, what its columns mean, and a summary line."""
+        rows = [
+            [
+                row.path,
+                row.role,
+                f"{row.change:.0e}",
+                "yes" if row.invariant else "no",
+                ("jointly" if row.joined else "yes") if row.projected else "no",
+                row.verdict,
+            ]
+            for row in self.rows
+        ]
+        bad = sum(row.verdict is not Verdict.FINE for row in self.rows)
+        summary = (
+            f"{bad} of {len(self.rows)} parameters need a look before you trust Normalize-and-Project here."
+            if bad
+            else "All fine: projection changes no function here, and the learning rate you set is the one you get."
+        )
+        table = format_table(["parameter", "role", "change", "invariant", "projected", "verdict"], rows, right=[2])
+        scales = ", ".join(f"{scale:g}" for scale in SCALES)
+        return (
+            f"{table}\n\n"
+            f"change: largest relative change of the output when the parameter is multiplied by {scales};\n"
+            f"invariant: change below {self.tolerance:g}; "
+            f"jointly: the scale and offset of a normalization as one vector.\n{summary}"
+        )
+
+
+def audit(
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
+    roles: RoleSpec = None,
+    affine: Affine = "project",
+    tolerance: float = 1e-2,
+) -> Audit:
+    """Test every parameter for scale invariance and hold that against what would be projected.
+
+    Parameters that are all zeros (fresh biases and offsets) are first set to small random values, since multiplying
+    zero shows nothing; the audit is of the network at that point.
+
+    Args:
+      apply_fn: `apply_fn(params, *inputs)` returns the output, an array or a pytree of arrays. It must be
+        deterministic.
+      params: a pytree of parameters.
+      *inputs: representative inputs: a normalization's epsilon shows where its input is tiny, as with near-empty
+        images.
+      roles: as in `normalize_and_project`.
+      affine: as in `normalize_and_project`.
+      tolerance: relative change below which a parameter counts as invariant. Scaling a layer that is not normalized
+        changes the output by 50 % and more, the epsilon of one that is by far less than 1 %.
+
+    Returns:
+      An `Audit`; print it.
+    """
+    resolved = find_roles(params, roles)
+    values = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
+    for i, (path, value) in enumerate(values.items()):
+        noise = 0.1 * jax.random.normal(jax.random.key(i), value.shape, value.dtype)
+        values[path] = jnp.where(jnp.any(value != 0), value, noise)
+
+    @jax.jit
+    def outputs(changed: dict[str, jax.Array]) -> jax.Array:
+        y = apply_fn(paths.replace(params, values | changed), *inputs)
+        return jnp.concatenate([part.astype(jnp.float32).ravel() for part in jax.tree.leaves(y)])
+
+    def change_of(changed: dict[str, jax.Array]) -> float:
+        return float(jnp.linalg.norm(outputs(changed) - reference) / jnp.linalg.norm(reference))
+
+    reference = outputs({})
+    joined = {path: group for group in affine_groups(resolved) for path in group}
+    rows = []
+    for leaf in resolved:
+        if leaf.path not in values:
+            continue
+        group = joined.get(leaf.path, (leaf.path,))
+        change = max(change_of({path: scale * values[path] for path in group}) for scale in SCALES)
+        invariant = change < tolerance
+        projected = leaf.role is Role.HIDDEN or (affine == "project" and leaf.path in joined)
+        held = projected or (affine == "regularize" and leaf.path in joined)
+        other = jnp.flip(values[leaf.path]) * jnp.linspace(-1, 1, values[leaf.path].size).reshape(leaf.shape)
+        if change_of({leaf.path: other}) == 0:
+            verdict = Verdict.UNUSED
+        elif projected and not invariant:
+            verdict = Verdict.CONSTRAINED
+        elif invariant and not held:
+            verdict = Verdict.IMPLICIT
+        else:
+            verdict = Verdict.FINE
+        rows.append(AuditRow(leaf.path, leaf.role, change, invariant, projected, leaf.path in joined, verdict))
+    return Audit(tuple(rows), tolerance)

@@ -1,0 +1,213 @@
+"""Flax NNX layers for Normalize-and-Project: linear map, normalization, nonlinearity, as one block.
+
+A block has no bias before its normalization (the normalization would remove it), normalizes before the nonlinearity,
+and declares the role of each of its variables, so that `nap.roles` need not infer them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nap.roles import Role
+
+Norm = Literal["none", "layer", "rms"]
+"""Normalization before a nonlinearity: none, LayerNorm (centre, then scale) or RMSNorm (scale only)."""
+
+NormAxes = Literal["channels", "all"]
+"""What a convolution's normalization averages over: the channels of each position, or height, width and channels."""
+
+Activation = Callable[[jax.Array], jax.Array]
+
+EPSILON = 1e-6
+"""Added to the mean square before the root. Scale invariance needs pre-activations whose square is far above it."""
+
+
+def normalize(x: Float[Array, "..."], norm: Norm, axes: Sequence[int] = (-1,)) -> Float[Array, "..."]:
+    """LayerNorm or RMSNorm of `x` over `axes`, without scale and offset; float32 inside, the dtype of `x` outside.
+
+    LayerNorm: (x - mean) / sqrt(variance + eps), RMSNorm: x / sqrt(mean(x^2) + eps), eps = 1e-6.
+    """
+    if norm == "none":
+        return x
+    full = x.astype(jnp.float32)
+    if norm == "layer":
+        full = full - jnp.mean(full, axis=axes, keepdims=True)
+    return (full * jax.lax.rsqrt(jnp.mean(jnp.square(full), axis=axes, keepdims=True) + EPSILON)).astype(x.dtype)
+
+
+class Normalization(nnx.Module):
+    """LayerNorm or RMSNorm with a learned scale and offset for each channel.
+
+    Both kinds have an offset: the bias-free layer before it has no other way to move a unit's threshold.
+
+    Args:
+      features: size of the last axis.
+      norm: "layer" or "rms".
+      axes: the axes averaged over, without the batch axis.
+      before_output: whether only an output layer reads the result. Scaling scale and offset together would then scale
+        the output, so the two declare the roles "output scale" and "output offset" and are never projected.
+    """
+
+    def __init__(self, features: int, *, norm: Norm, axes: Sequence[int] = (-1,), before_output: bool = False):
+        scale, offset = (Role.OUTPUT_SCALE, Role.OUTPUT_OFFSET) if before_output else (Role.SCALE, Role.OFFSET)
+        self.scale = nnx.Param(jnp.ones(features), role=scale)
+        self.offset = nnx.Param(jnp.zeros(features), role=offset)
+        self.norm, self.axes = norm, tuple(axes)
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        """Normalize over the axes, then scale and shift each channel."""
+        return normalize(x, self.norm, self.axes) * self.scale[...].astype(x.dtype) + self.offset[...].astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A dense layer with its normalization and nonlinearity: activation(norm(x W)), or activation(x W + b) without
+    norm.
+
+    Args:
+      inputs: size of the input's last axis.
+      outputs: number of units.
+      norm: "layer", "rms" or "none".
+      activation: the nonlinearity.
+      before_output: see `Normalization`.
+      kernel_init: initializer of the kernel; its norm at initialization is the radius that NaP keeps.
+      rngs: NNX random streams.
+
+    Raises:
+      ValueError: a `norm` that does not exist.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        norm: Norm = "layer",
+        activation: Activation = nnx.relu,
+        before_output: bool = False,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        rngs: nnx.Rngs,
+    ):
+        _check_norm(norm)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.HIDDEN)
+        self.norm, self.bias = _norm_or_bias(outputs, norm, (-1,), before_output)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """The layer's activations."""
+        return self.activation(_finish(self, x @ self.kernel[...].astype(x.dtype)))
+
+
+class Conv(nnx.Module):
+    """A convolution (VALID padding, channels last) with its normalization and nonlinearity.
+
+    Args:
+      inputs: input channels.
+      outputs: output channels.
+      size: height and width of the kernel.
+      stride: step in both directions.
+      norm: "layer", "rms" or "none".
+      norm_axes: "channels" normalizes each position by itself, "all" over height, width and channels together. Both
+        make the layer invariant to the kernel's scale.
+      activation: the nonlinearity.
+      before_output: see `Normalization`.
+      kernel_init: initializer of the kernel, shape [size, size, inputs, outputs].
+      rngs: NNX random streams.
+
+    Raises:
+      ValueError: a `norm` or `norm_axes` that does not exist.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        norm: Norm = "layer",
+        norm_axes: NormAxes = "channels",
+        activation: Activation = nnx.relu,
+        before_output: bool = False,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        rngs: nnx.Rngs,
+    ):
+        _check_norm(norm)
+        if norm_axes not in get_args(NormAxes):
+            raise ValueError(f"norm_axes must be one of {', '.join(map(repr, get_args(NormAxes)))}, got {norm_axes!r}")
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs, outputs)), role=Role.HIDDEN)
+        axes = (-1,) if norm_axes == "channels" else (-3, -2, -1)
+        self.norm, self.bias = _norm_or_bias(outputs, norm, axes, before_output)
+        self.stride, self.activation = stride, activation
+
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w outputs"]:
+        """The layer's activations."""
+        z = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride, self.stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return self.activation(_finish(self, z))
+
+
+class Output(nnx.Module):
+    """A head's last layer: linear, with a bias, no normalization, never projected.
+
+    Args:
+      inputs: size of the input's last axis.
+      outputs: number of outputs.
+      kernel_init: initializer of the kernel.
+      rngs: NNX random streams.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.OUTPUT)
+        self.bias = nnx.Param(jnp.zeros(outputs), role=Role.BIAS)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """The head's outputs."""
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Uniform in +-1/sqrt(fan in), the initializer of DQN Zoo and PyTorch; the fan in is all axes but the last."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _norm_or_bias(
+    features: int, norm: Norm, axes: Sequence[int], before_output: bool
+) -> tuple[Normalization | None, nnx.Param | None]:
+    """What follows the linear map of a block: a normalization, or else a bias; never both."""
+    if norm == "none":
+        return None, nnx.Param(jnp.zeros(features), role=Role.BIAS)
+    return Normalization(features, norm=norm, axes=axes, before_output=before_output), None
+
+
+def _finish(block: Linear | Conv, z: jax.Array) -> jax.Array:
+    """The pre-activations of a block from its linear map's result."""
+    if block.norm is not None:
+        z = block.norm(z)
+    if block.bias is not None:
+        z = z + block.bias[...].astype(z.dtype)
+    return z
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")

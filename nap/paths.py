@@ -1,0 +1,85 @@
+"""Pytrees of parameters as flat dictionaries: one readable path a leaf, whatever library made the tree.
+
+A path joins the keys from the root to the leaf by "/", so `{"torso": [{"kernel": k}]}` has the path "torso/0/kernel".
+Flax NNX `State`, Linen dictionaries, Equinox modules, tuples and dataclasses all flatten this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+Key = str | int
+PyTree = Any
+
+
+def _plain(key: Any) -> Key:
+    """The text or number inside one of JAX's key objects."""
+    if isinstance(key, GetAttrKey):
+        return key.name
+    if isinstance(key, SequenceKey):
+        return key.idx
+    if isinstance(key, DictKey | FlattenedIndexKey):
+        return key.key if isinstance(key.key, int) else str(key.key)
+    return str(key)
+
+
+def _is_variable(node: Any) -> bool:
+    """Whether a node is an NNX variable: known by what it offers, so that this file needs no Flax."""
+    return hasattr(node, "get_metadata")
+
+
+def keys_and_leaves(tree: PyTree) -> list[tuple[tuple[Key, ...], Any]]:
+    """Every leaf with the keys that lead to it, in JAX's flattening order.
+
+    The attribute under which an NNX variable holds its array is left out: "conv/kernel", not "conv/kernel/value".
+    """
+    variables = {
+        tuple(_plain(key) for key in keys)
+        for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+        if _is_variable(node)
+    }
+    entries = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = tuple(_plain(key) for key in keys)
+        entries.append((path[:-1] if path[:-1] in variables else path, leaf))
+    return entries
+
+
+def metadata(tree: PyTree, name: str) -> dict[str, Any]:
+    """What the NNX variables of a tree declare under `name`, by path; empty for every other kind of tree."""
+    declared = {}
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable):
+        if _is_variable(node) and (value := node.get_metadata().get(name)) is not None:
+            declared[join(_plain(key) for key in keys)] = value
+    return declared
+
+
+def join(keys: Iterable[Key]) -> str:
+    """A path as text."""
+    return "/".join(map(str, keys))
+
+
+def leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    return {join(keys): leaf for keys, leaf in keys_and_leaves(tree)}
+
+
+def replace(tree: PyTree, new: dict[str, Any]) -> PyTree:
+    """The same tree with the leaves named in `new` exchanged; every other leaf is kept as it is."""
+    structure = jax.tree_util.tree_structure(tree)
+    return structure.unflatten([new.get(join(keys), leaf) for keys, leaf in keys_and_leaves(tree)])
+
+
+def map_leaves(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """The same tree with every leaf replaced by `function(path, leaf)`."""
+    return replace(tree, {path: function(path, leaf) for path, leaf in leaves(tree).items()})
+
+
+def is_weight_array(leaf: Any) -> bool:
+    """Whether a leaf is a floating-point array: activation functions, integers and random keys are not."""
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,0 +1,305 @@
+"""Which parameter is what: the role of every leaf, decided by the structure of the network.
+
+Normalize-and-Project holds the norm of *hidden* weights and leaves the output layer alone, so something has to tell
+them apart. Name filters go wrong silently (a LayerNorm inside a `Sequential` has no "norm" in its path), so a role
+comes, in this order, from
+
+1. an override by the caller (`{"encoder/*/kernel": "hidden weight"}`),
+2. the layer's own declaration (the layers of `nap.layers` declare the roles of their variables),
+3. the leaf's place and rank: vectors against matrices and kernels, what stands beside it in its module, and which
+   weight's outputs no other layer takes in.
+
+Where that leaves no output layer, `roles` refuses and says what to name rather than guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nap import paths
+from nap.paths import Key, PyTree
+from nap.tables import format_table
+
+
+class Role(enum.StrEnum):
+    """What a parameter does in its network."""
+
+    HIDDEN = "hidden weight"  # a matrix or kernel inside the network: what NaP projects
+    OUTPUT = "output weight"  # the last layer of a head: no normalization follows, never projected
+    EMBEDDING = "embedding"  # a table looked up by integers
+    SCALE = "scale"  # a normalization layer's gain (gamma)
+    OFFSET = "offset"  # a normalization layer's shift (beta)
+    OUTPUT_SCALE = "output scale"  # the same two for the last normalization before an output layer: scaling them
+    OUTPUT_OFFSET = "output offset"  # together scales the output, so like the output weight they stay free
+    BIAS = "bias"  # a vector added without a normalization of its own
+    OTHER = "not a weight"  # integers, random keys, activation functions
+
+
+AFFINE = {Role.SCALE: 1.0, Role.OFFSET: 0.0}
+"""The roles that `affine=` of `normalize_and_project` acts on, with their values at initialization."""
+
+_WEIGHT_NAMES = frozenset({"kernel", "weight"})
+_SCALE_NAMES = frozenset({"scale", "gamma"})
+_OFFSET_NAMES = frozenset({"bias", "offset", "beta"})
+_EMBEDDING_NAMES = frozenset({"embedding"})
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRole:
+    """One row of the table.
+
+    Attributes:
+      path: the leaf's path, keys joined by "/".
+      role: what it is.
+      shape: the array's shape (empty for what is not an array).
+      stacked: how many leading axes only stack layers or ensemble members; norms are never taken over them.
+      why: what decided the role, in words.
+    """
+
+    path: str
+    role: Role
+    shape: tuple[int, ...]
+    stacked: int
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """The role of every leaf of a network; prints as a table. Indexed by path: `roles["torso/0/kernel"].role`."""
+
+    leaves: tuple[LeafRole, ...]
+
+    def __getitem__(self, path: str) -> LeafRole:
+        """The row of one leaf; KeyError with the nearest path where there is none."""
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        raise KeyError(f"no parameter {path!r}{_nearest(path, [leaf.path for leaf in self.leaves])}")
+
+    def __iter__(self) -> Iterator[LeafRole]:
+        """The rows, in the tree's order."""
+        return iter(self.leaves)
+
+    def paths(self, *wanted: Role) -> list[str]:
+        """The paths of all leaves that have one of these roles."""
+        return [leaf.path for leaf in self.leaves if leaf.role in wanted]
+
+    def __str__(self) -> str:
+        """An aligned table: path, shape, role and what decided it."""
+        rows = [
+            [leaf.path, "×".join(map(str, leaf.shape)) or "scalar", str(leaf.stacked or ""), leaf.role, leaf.why]
+            for leaf in self.leaves
+        ]
+        return format_table(["parameter", "shape", "stacked axes", "role", "because"], rows)
+
+
+def roles(
+    params: PyTree,
+    overrides: Mapping[str, Role | str] | Roles | None = None,
+    *,
+    stacked: Mapping[str, int] | None = None,
+) -> Roles:
+    """The role of every leaf of `params`.
+
+    Args:
+      params: any pytree of parameters: an NNX `State`, a Linen or plain dictionary, an Equinox module.
+      overrides: roles by path pattern (`*` matches anything, "/" included; the last match wins), or a finished `Roles`,
+        which is returned as it is.
+      stacked: the number of leading axes that only stack layers or ensemble members, by path pattern. They are
+        recognised by themselves where a bias or a norm's scale stands beside the weights (they have them too).
+
+    Returns:
+      `Roles`, printable as a table.
+
+    Raises:
+      ValueError: a pattern matches nothing; a role that does not exist; no output layer can be told apart.
+    """
+    if isinstance(overrides, Roles):
+        return overrides
+    entries = paths.keys_and_leaves(params)
+    if any(not paths.join(keys) for keys, _ in entries):
+        raise ValueError("roles need a tree with named leaves: got a bare array; wrap it, e.g. {'kernel': array}")
+    names = [paths.join(keys) for keys, _ in entries]
+    given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
+    depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
+    nodes = [_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries]
+    declared = paths.metadata(params, "role")
+    decided: dict[str, tuple[Role, str]] = {}
+    for node in nodes:
+        if node.path in given:
+            decided[node.path] = given[node.path], "override"
+        elif not node.is_array:
+            decided[node.path] = Role.OTHER, "not a floating-point array"
+        elif node.path in declared:
+            decided[node.path] = Role(declared[node.path]), "declared by its layer"
+        elif (kind := _kind(node, nodes)) is not None:
+            decided[node.path] = kind
+    _decide_weights(nodes, decided)
+    _decide_output_norms(nodes, decided, fixed=given.keys() | declared.keys())
+    return Roles(tuple(LeafRole(n.path, decided[n.path][0], n.shape, n.stacked, decided[n.path][1]) for n in nodes))
+
+
+def affine_groups(roles: Roles) -> list[tuple[str, ...]]:
+    """The scale and the offset of each hidden normalization layer, as one group of paths each."""
+    groups: dict[str, list[str]] = {}
+    for path in roles.paths(*AFFINE):
+        groups.setdefault(path.rpartition("/")[0], []).append(path)
+    return [tuple(group) for group in groups.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    keys: tuple[Key, ...]
+    is_array: bool
+    shape: tuple[int, ...]
+    stacked: int
+
+    @staticmethod
+    def of(keys: tuple[Key, ...], leaf: Any, stacked: int) -> _Node:
+        is_array = paths.is_weight_array(leaf)
+        return _Node(keys, is_array, tuple(leaf.shape) if is_array else (), stacked)
+
+    @property
+    def path(self) -> str:
+        return paths.join(self.keys)
+
+    @property
+    def name(self) -> Key:
+        return self.keys[-1]
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The shape of one layer, without the stacked axes."""
+        return self.shape[self.stacked :]
+
+    @property
+    def fan(self) -> tuple[int, int]:
+        """Features in and out. PyTorch and Equinox call their weight `weight` and store it (out, in, ...)."""
+        if self.name == "weight":
+            return self.inner[1], self.inner[0]
+        return self.inner[-2], self.inner[-1]
+
+
+def _kind(node: _Node, nodes: list[_Node]) -> tuple[Role, str] | None:
+    """The role of what is not a matrix or kernel; None for those."""
+    siblings = [other for other in nodes if other.keys[:-1] == node.keys[:-1] and other is not node]
+    has_weight = any(s.is_array and len(s.inner) >= 2 and s.name in _WEIGHT_NAMES for s in siblings)
+    if node.name in _EMBEDDING_NAMES:
+        return Role.EMBEDDING, "an embedding table"
+    if node.name in _SCALE_NAMES and not has_weight:
+        return Role.SCALE, "the scale of a normalization"
+    if node.name == "weight" and len(node.inner) == 1:
+        return Role.SCALE, "a weight of rank 1: the scale of a normalization"
+    if node.name in _OFFSET_NAMES and not has_weight:
+        beside = [s for s in siblings if s.name in _SCALE_NAMES or (s.name == "weight" and len(s.inner) == 1)]
+        if beside:
+            return Role.OFFSET, f"beside {beside[0].name!r} in a normalization"
+    if len(node.inner) < 2 or node.name in _OFFSET_NAMES:
+        return Role.BIAS, "beside a weight" if has_weight else "a vector"
+    return None
+
+
+def _decide_weights(nodes: list[_Node], decided: dict[str, tuple[Role, str]]) -> None:
+    """Hidden or output: an output weight is one whose outputs no later layer takes in."""
+    weights = [n for n in nodes if n.is_array and len(n.inner) >= 2]
+    norms = [n for n in nodes if decided.get(n.path, (None,))[0] in (Role.SCALE, Role.OUTPUT_SCALE)]
+    undecided = [n for n in weights if n.path not in decided]
+    for node in undecided:
+        takers = [w for w in weights if w is not node and _feeds(node, w)]
+        takers += [n for n in norms if n.inner[-1] == node.fan[1] and not _stands_before(n.keys, node.keys)]
+        if takers:
+            decided[node.path] = Role.HIDDEN, f"its {node.fan[1]} outputs go into {takers[0].path}"
+        else:
+            decided[node.path] = Role.OUTPUT, f"no other parameter takes its {node.fan[1]} outputs"
+    if undecided and not any(role in (Role.OUTPUT, Role.EMBEDDING) for role, _ in decided.values()):
+        raise ValueError(
+            "no output layer can be told apart from the hidden ones by its shape; name it, e.g. "
+            f"roles={{{undecided[-1].path!r}: 'output weight'}} (weights: {', '.join(n.path for n in undecided)})"
+        )
+
+
+def _decide_output_norms(nodes: list[_Node], decided: dict[str, tuple[Role, str]], fixed: set[str]) -> None:
+    """A normalization whose activations only output layers read is part of the output."""
+    weights = [n for n in nodes if decided[n.path][0] in (Role.HIDDEN, Role.OUTPUT)]
+    for node in nodes:
+        if decided[node.path][0] is not Role.SCALE or node.path in fixed or not node.inner:
+            continue
+        readers = [w for w in weights if w.fan[0] == node.inner[-1] and not _stands_before(w.keys, node.keys)]
+        if readers and all(decided[w.path][0] is Role.OUTPUT for w in readers):
+            for other in nodes:
+                role = decided[other.path][0]
+                if other.keys[:-1] == node.keys[:-1] and role in AFFINE and other.path not in fixed:
+                    decided[other.path] = Role(f"output {role}"), f"read only by {readers[0].path}"
+
+
+def _feeds(node: _Node, other: _Node) -> bool:
+    """Whether `other` can take in what `node` puts out, as far as shapes and order say."""
+    if _stands_before(other.keys, node.keys):
+        return False
+    out, into = node.fan[1], other.fan[0]
+    is_convolution = len(node.inner) >= 3
+    if len(other.inner) >= 4:  # a 2-D convolution takes feature maps (grouped ones a part of them), not a dense layer's
+        return is_convolution and out % into == 0
+    return into == out or (is_convolution and len(other.inner) == 2 and into % out == 0)  # through a flatten
+
+
+def _stands_before(first: tuple[Key, ...], second: tuple[Key, ...]) -> bool:
+    """Whether numbering says that `first` comes earlier: layers/0 before layers/1, Dense_2 before Dense_10."""
+    for a, b in zip(first, second, strict=False):
+        if a == b:
+            continue
+        if isinstance(a, int) and isinstance(b, int):
+            return a < b
+        stem_a, stem_b = (re.fullmatch(r"(.*?)(\d+)", str(key)) for key in (a, b))
+        return bool(stem_a and stem_b and stem_a[1] == stem_b[1] and int(stem_a[2]) < int(stem_b[2]))
+    return False
+
+
+def _stacked_axes(entries: list[tuple[tuple[Key, ...], Any]]) -> dict[str, int]:
+    """How many leading axes of each leaf stack whole layers.
+
+    A subtree is stacked if all its arrays share their leading dimension and even its vectors (known by the names of
+    Flax and PyTorch) have it; a normalization layer alone does not count, since its scale may have several axes.
+    """
+    arrays = {keys: tuple(leaf.shape) for keys, leaf in entries if paths.is_weight_array(leaf)}
+    vectors = _SCALE_NAMES | _OFFSET_NAMES
+    depths = {paths.join(keys): 0 for keys, _ in entries}
+    for subtree in {keys[:i] for keys in arrays for i in range(len(keys))}:
+        inside = {keys: shape for keys, shape in arrays.items() if keys[: len(subtree)] == subtree}
+        depth = 0
+        while (
+            all(len(shape) > depth + 1 for shape in inside.values())
+            and len({shape[depth] for shape in inside.values()}) == 1
+            and any(keys[-1] in vectors for keys in inside)
+            and any(len(shape) > depth + 2 and keys[-1] not in vectors for keys, shape in inside.items())
+        ):
+            depth += 1
+        for keys in inside:
+            depths[paths.join(keys)] = max(depths[paths.join(keys)], depth)
+    return depths
+
+
+def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[str, Any]:
+    """The value for each path that a pattern matches; the last match wins."""
+    matched = {}
+    for pattern, value in patterns.items():
+        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise ValueError(f"no parameter matches {pattern!r}{_nearest(pattern, names)}")
+        try:
+            matched.update(dict.fromkeys(hits, kind(value)))
+        except ValueError:
+            known = ", ".join(repr(str(role)) for role in Role)
+            raise ValueError(f"{pattern!r}: {value!r} is no role; the roles are {known}") from None
+    return matched
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    return f"; the nearest path is {close[0]!r}" if close else ""
