@@ -7,7 +7,7 @@ eta / ||W||^2; for updates of a size of their own (Adam, RMSProp, sign) it is et
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, overload
 
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from jaxtyping import Array, Float
 from nap import paths
 from nap.paths import PyTree
 from nap.roles import Roles
+
+Norms = ArrayLike | Sequence[float]
+"""A weight's norm before each update, shape [steps]."""
 
 
 class EffectiveLearningRate(NamedTuple):
@@ -69,11 +72,11 @@ def effective_learning_rates(
 
 
 @overload
-def matching_schedule(norms: ArrayLike, optimizer_order: int) -> optax.Schedule: ...
+def matching_schedule(norms: Norms, optimizer_order: int) -> optax.Schedule: ...
 @overload
-def matching_schedule(norms: Mapping[str, ArrayLike], optimizer_order: int) -> dict[str, optax.Schedule]: ...
+def matching_schedule(norms: Mapping[str, Norms], optimizer_order: int) -> dict[str, optax.Schedule]: ...
 def matching_schedule(
-    norms: ArrayLike | Mapping[str, ArrayLike], optimizer_order: int
+    norms: Norms | Mapping[str, Norms], optimizer_order: int
 ) -> optax.Schedule | dict[str, optax.Schedule]:
     """The explicit schedule that the growing norms of an unprojected run stand for.
 
@@ -82,7 +85,7 @@ def matching_schedule(
     scale-invariant layers, nearly for Adam, whose moments average gradients of several scales.
 
     Args:
-      norms: the norm of a weight *before* update 0, 1, 2, ... (shape [steps]); one sequence, or one for each path.
+      norms: the norm of a weight *before* update 0, 1, 2, ...; one sequence, or one for each path.
       optimizer_order: 2 for SGD, 1 for Adam, RMSProp and sign-like updates.
 
     Returns:

@@ -133,6 +133,9 @@ def audit(
 
     Returns:
       An `Audit`; print it.
+
+    Raises:
+      ValueError: the output is zero or not finite.
     """
     resolved = find_roles(params, roles)
     values = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
@@ -149,6 +152,10 @@ def audit(
         return float(jnp.linalg.norm(outputs(changed) - reference) / jnp.linalg.norm(reference))
 
     reference = outputs({})
+    if not 0 < float(jnp.linalg.norm(reference)) < float("inf"):
+        raise ValueError(
+            "audit: the output is zero or not finite for these inputs, so there is nothing to compare with"
+        )
     joined = {path: group for group in affine_groups(resolved) for path in group}
     rows = []
     for leaf in resolved:

@@ -30,13 +30,13 @@ EPSILON = 1e-6
 
 
 def normalize(x: Float[Array, "..."], norm: Norm, axes: Sequence[int] = (-1,)) -> Float[Array, "..."]:
-    """LayerNorm or RMSNorm of `x` over `axes`, without scale and offset; float32 inside, the dtype of `x` outside.
+    """LayerNorm or RMSNorm of `x` over `axes`, without scale and offset; computed in float32 at least.
 
     LayerNorm: (x - mean) / sqrt(variance + eps), RMSNorm: x / sqrt(mean(x^2) + eps), eps = 1e-6.
     """
     if norm == "none":
         return x
-    full = x.astype(jnp.float32)
+    full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if norm == "layer":
         full = full - jnp.mean(full, axis=axes, keepdims=True)
     return (full * jax.lax.rsqrt(jnp.mean(jnp.square(full), axis=axes, keepdims=True) + EPSILON)).astype(x.dtype)

@@ -22,6 +22,9 @@ class MLP(nnx.Module):
       norm: normalization before each nonlinearity: "layer", "rms" or "none".
       activation: the nonlinearity.
       rngs: NNX random streams.
+
+    Raises:
+      ValueError: there is no hidden layer.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class MLP(nnx.Module):
         activation: Activation = nnx.relu,
         rngs: nnx.Rngs,
     ):
+        if not hidden:
+            raise ValueError("an MLP needs at least one hidden layer, got hidden=[]")
         self.hidden = nnx.List(
             Linear(inputs, units, norm=norm, activation=activation, before_output=i == len(hidden) - 1, rngs=rngs)
             for i, (inputs, units) in enumerate(itertools.pairwise([inputs, *hidden]))

@@ -6,6 +6,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -249,7 +250,9 @@ def test_radii_survive_a_checkpoint_and_are_not_recomputed(tmp_path):
     for i in range(5):
         updates, state = optimizer.update(random_gradients(drifted, jax.random.key(i)), state, drifted)
         drifted = optax.apply_updates(drifted, updates)
-    assert float(nap.weight_norms(drifted)["hidden/0/kernel"]) > 1.1 * float(nap.weight_norms(initial)["hidden/0/kernel"])
+    assert float(nap.weight_norms(drifted)["hidden/0/kernel"]) > 1.1 * float(
+        nap.weight_norms(initial)["hidden/0/kernel"]
+    )
     ocp.save(tmp_path / "checkpoint", {"params": drifted, "state": state})
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), {"params": drifted, "state": state}
@@ -266,7 +269,9 @@ def test_axes_keep_norms_of_their_own(axes):
     norms = nap.weight_norms(params, axes=axes)
     kept = {-1: (1, 16), (1,): (1, 16), (0, 1): (8, 16)}[axes]
     assert norms["w0"].shape == kept
-    expected = np.sqrt(np.sum(np.square(params["w0"]), axis=0, keepdims=True)) if kept == (1, 16) else np.abs(params["w0"])
+    expected = (
+        np.sqrt(np.sum(np.square(params["w0"]), axis=0, keepdims=True)) if kept == (1, 16) else np.abs(params["w0"])
+    )
     np.testing.assert_allclose(norms["w0"], expected, rtol=1e-6)
     optimizer = optax.chain(optax.sgd(0.3), nap.project_weights(axes=axes))
     trained = train(optimizer, params)
@@ -277,9 +282,7 @@ def test_conv_kernels_are_projected_as_one_tensor():
     params = {"c0": jax.random.normal(jax.random.key(0), (3, 3, 4, 8)), "c1": jnp.ones((128, 3))}
     trained = train(optax.chain(optax.sgd(0.3), nap.project_weights()), params)
     assert np.linalg.norm(trained["c0"]) == pytest.approx(np.linalg.norm(params["c0"]), rel=1e-6)
-    assert not np.allclose(
-        np.linalg.norm(trained["c0"], axis=(0, 1, 2)), np.linalg.norm(params["c0"], axis=(0, 1, 2)), rtol=1e-3
-    )
+    assert not np.allclose(np.square(trained["c0"]).sum((0, 1, 2)), np.square(params["c0"]).sum((0, 1, 2)), rtol=1e-3)
 
 
 def test_zero_nan_and_empty_leaves():
@@ -325,7 +328,9 @@ def test_affine_projection_keeps_sqrt_d_and_the_function():
     assert np.linalg.norm(vector) == pytest.approx(4.0, rel=1e-6)  # sqrt(16)
     x = jax.random.normal(jax.random.key(3), (32, 8))
     np.testing.assert_allclose(network.apply(projected, x), network.apply(moved, x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(after["hidden/1/norm/scale"], leaves["hidden/1/norm/scale"])  # before the output: free
+    np.testing.assert_array_equal(
+        after["hidden/1/norm/scale"], leaves["hidden/1/norm/scale"]
+    )  # before the output: free
 
 
 def test_affine_regularization_pulls_to_one_and_zero():
@@ -363,6 +368,7 @@ def test_averages_of_projected_weights_can_be_projected_again():
         ),
     ],
 )
-def test_bad_input_is_told_in_one_line(call, message):
+def test_bad_input_is_told_in_one_line(call, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own words, not the type checker's
     with pytest.raises(Exception, match=message):
         call()

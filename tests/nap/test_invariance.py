@@ -1,0 +1,117 @@
+"""The audit, on networks whose verdicts are known, and on every network that is shipped."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nap
+from nap import paths
+from nap.invariance import Verdict
+from nap.networks import MLP, NatureCNN, as_functions
+from nap.roles import Role
+
+FRAMES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84)), jnp.uint8)
+VECTORS = jax.random.normal(jax.random.key(0), (16, 8))
+
+SHIPPED = {
+    "nature-layer": (lambda rngs: NatureCNN(6, norm="layer", rngs=rngs), FRAMES),
+    "nature-rms": (lambda rngs: NatureCNN(6, norm="rms", rngs=rngs), FRAMES),
+    "nature-layer-all": (lambda rngs: NatureCNN(6, norm="layer", norm_axes="all", rngs=rngs), FRAMES),
+    "nature-rms-all": (lambda rngs: NatureCNN(6, norm="rms", norm_axes="all", rngs=rngs), FRAMES),
+    "mlp-layer": (lambda rngs: MLP(8, [32, 32, 16], 3, norm="layer", rngs=rngs), VECTORS),
+    "mlp-rms": (lambda rngs: MLP(8, [32, 32, 16], 3, norm="rms", rngs=rngs), VECTORS),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_network_is_clean(name):
+    """Test (f): nothing is projected without being invariant, nothing is invariant without being projected."""
+    make, inputs = SHIPPED[name]
+    network = as_functions(make)
+    params = jax.jit(network.init)(jax.random.key(0))
+    audit = nap.audit(network.apply, params, inputs)
+    assert audit.clean, str(audit)
+    assert all(row.change < 1e-3 for row in audit if row.projected)
+    assert "All fine" in str(audit)
+
+
+def test_scaling_one_kernel_changes_nothing():
+    """The same claim without the audit: one projected kernel, one large constant, outputs to float precision."""
+    network = as_functions(SHIPPED["nature-layer"][0])
+    params = jax.jit(network.init)(jax.random.key(0))
+    kernel = paths.leaves(params)["torso/1/kernel"]
+    scaled = paths.replace(params, {"torso/1/kernel": 16 * kernel})
+    np.testing.assert_allclose(network.apply(scaled, FRAMES), network.apply(params, FRAMES), rtol=1e-3, atol=1e-5)
+
+
+class Net(nn.Module):
+    bias: bool = False
+    norms: tuple[bool, ...] = (True, True)
+
+    @nn.compact
+    def __call__(self, x):
+        for normalized in self.norms:
+            x = nn.Dense(16, use_bias=self.bias)(x)
+            x = nn.relu(nn.LayerNorm()(x) if normalized else x)
+        return nn.Dense(3)(x)
+
+
+def audit_of(net, **kwargs):
+    params = net.init(jax.random.key(0), VECTORS)
+    return nap.audit(net.apply, params, VECTORS, roles={"*Dense_2/kernel": Role.OUTPUT}, **kwargs)
+
+
+def test_a_bias_before_the_normalization_breaks_invariance():
+    audit = audit_of(Net(bias=True))
+    assert audit["params/Dense_0/kernel"].verdict == Verdict.CONSTRAINED
+    assert not audit.clean
+    assert "need a look" in str(audit)
+
+
+def test_a_missing_normalization_is_found():
+    audit = audit_of(Net(norms=(True, False)))
+    assert audit["params/Dense_0/kernel"].verdict == Verdict.FINE
+    assert audit["params/Dense_1/kernel"].verdict == Verdict.CONSTRAINED
+
+
+def test_an_invariant_weight_that_is_not_projected_keeps_its_schedule():
+    net = Net()
+    params = net.init(jax.random.key(0), VECTORS)
+    roles = {"*Dense_0/kernel": Role.OUTPUT, "*Dense_2/kernel": Role.OUTPUT}
+    audit = nap.audit(net.apply, params, VECTORS, roles=roles)
+    assert audit["params/Dense_0/kernel"].verdict == Verdict.IMPLICIT
+
+
+def test_affine_left_free_keeps_an_implicit_schedule_too():
+    net = Net()
+    roles = {"*LayerNorm_1/scale": Role.OUTPUT_SCALE, "*LayerNorm_1/bias": Role.OUTPUT_OFFSET}
+    params = net.init(jax.random.key(0), VECTORS)
+    roles = {**roles, "*Dense_2/kernel": Role.OUTPUT}
+    verdicts = {
+        affine: nap.audit(net.apply, params, VECTORS, roles=roles, affine=affine)["params/LayerNorm_0/scale"].verdict
+        for affine in ("project", "regularize", "free")
+    }
+    assert verdicts == {"project": Verdict.FINE, "regularize": Verdict.FINE, "free": Verdict.IMPLICIT}
+
+
+def test_affine_projection_before_a_curved_activation_is_a_constraint():
+    network = as_functions(lambda rngs: MLP(8, [16, 16], 3, activation=jnp.tanh, rngs=rngs))
+    params = network.init(jax.random.key(0))
+    projected = nap.audit(network.apply, params, VECTORS)
+    assert projected["hidden/0/norm/scale"].verdict == Verdict.CONSTRAINED
+    assert nap.audit(network.apply, params, VECTORS, affine="regularize").clean
+
+
+def test_a_parameter_without_effect_is_named():
+    params = {"w0": jax.random.normal(jax.random.key(1), (8, 4)), "w1": jnp.eye(4, 2), "unused": jnp.ones((2, 5))}
+    audit = nap.audit(
+        lambda p, x: jax.nn.standardize(x @ p["w0"]) @ p["w1"], params, VECTORS, roles={"w1": "output weight"}
+    )
+    assert audit["unused"].verdict == Verdict.UNUSED
+
+
+def test_an_output_of_zero_is_refused():
+    with pytest.raises(ValueError, match="nothing to compare"):
+        nap.audit(lambda p, x: 0 * x @ p["w"], {"w": jnp.ones((8, 2))}, VECTORS)

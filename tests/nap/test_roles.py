@@ -1,0 +1,189 @@
+"""Roles: decided by structure, overridden by pattern, refused where nothing tells the output layer apart."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import nap
+from nap.networks import MLP, NatureCNN
+from nap.roles import Role
+
+HIDDEN, OUTPUT = Role.HIDDEN, Role.OUTPUT
+
+
+def zeros(**shapes):
+    return {name.replace("__", "/"): jnp.zeros(shape) for name, shape in shapes.items()}
+
+
+def nested(**shapes):
+    tree = {}
+    for name, shape in shapes.items():
+        *parents, leaf = name.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.zeros(shape)
+    return tree
+
+
+def of(params, **kwargs):
+    return {leaf.path: leaf.role for leaf in nap.roles(params, **kwargs)}
+
+
+class LinenCNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for channels in (8, 16):
+            x = nn.relu(nn.LayerNorm()(nn.Conv(channels, (3, 3), use_bias=False)(x)))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.LayerNorm()(nn.Dense(32, use_bias=False)(x)))
+        return nn.Dense(4)(x)  # as many outputs as the first convolution has inputs
+
+
+def test_a_linen_convolutional_network():
+    params = jax.eval_shape(LinenCNN().init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)))["params"]
+    assert of(params) == {
+        "Conv_0/kernel": HIDDEN,
+        "Conv_1/kernel": HIDDEN,
+        "Dense_0/kernel": HIDDEN,
+        "Dense_1/kernel": OUTPUT,
+        "Dense_1/bias": Role.BIAS,
+        "LayerNorm_0/scale": Role.SCALE,
+        "LayerNorm_0/bias": Role.OFFSET,
+        "LayerNorm_1/scale": Role.SCALE,
+        "LayerNorm_1/bias": Role.OFFSET,
+        "LayerNorm_2/scale": Role.OUTPUT_SCALE,
+        "LayerNorm_2/bias": Role.OUTPUT_OFFSET,
+    }
+
+
+def test_numbers_order_layers_of_one_size():
+    """Dense_10 comes after Dense_2, though not in the alphabet; the last of equally large layers is the output."""
+    params = nested(**{f"Dense_{i}__kernel": (8, 8) for i in range(11)})
+    roles = of(params)
+    assert roles.pop("Dense_10/kernel") == OUTPUT
+    assert set(roles.values()) == {HIDDEN}
+
+
+def test_equinox_stores_outputs_first():
+    mlp = eqx.nn.MLP(5, 2, 7, 2, key=jax.random.key(0))
+    assert of(mlp) == {
+        "layers/0/weight": HIDDEN,
+        "layers/0/bias": Role.BIAS,
+        "layers/1/weight": HIDDEN,
+        "layers/1/bias": Role.BIAS,
+        "layers/2/weight": OUTPUT,
+        "layers/2/bias": Role.BIAS,
+        "activation": Role.OTHER,
+        "final_activation": Role.OTHER,
+    }
+
+
+def test_a_layernorm_whose_path_has_no_norm_in_it():
+    """The trap of name filters: in a Sequential the LayerNorm is only a number."""
+    params = nested(
+        layers__0__weight=(16, 8), layers__1__weight=(16,), layers__1__bias=(16,), layers__2__weight=(3, 16)
+    )
+    roles = of(params)
+    assert roles["layers/1/weight"] == Role.OUTPUT_SCALE  # only the output layer reads it
+    assert roles["layers/1/bias"] == Role.OUTPUT_OFFSET
+    assert (roles["layers/0/weight"], roles["layers/2/weight"]) == (HIDDEN, OUTPUT)
+
+
+def test_several_heads_are_all_outputs():
+    params = nested(torso__kernel=(8, 16), value__kernel=(16, 1), advantage__kernel=(16, 6))
+    assert of(params) == {"torso/kernel": HIDDEN, "value/kernel": OUTPUT, "advantage/kernel": OUTPUT}
+
+
+def test_embeddings_are_seen():
+    params = nested(embed__embedding=(100, 8), hidden__kernel=(8, 16), out__kernel=(16, 100))
+    assert of(params)["embed/embedding"] == Role.EMBEDDING
+
+
+def test_stacked_layers_are_seen_by_their_vectors():
+    params = nested(
+        blocks__up__kernel=(5, 8, 32),
+        blocks__norm__scale=(5, 32),
+        blocks__norm__bias=(5, 32),
+        blocks__down__kernel=(5, 32, 8),
+        out__kernel=(8, 3),
+        out__bias=(3,),
+    )
+    roles = nap.roles(params)
+    assert [roles[f"blocks/{name}"].stacked for name in ("up/kernel", "norm/scale", "down/kernel")] == [1, 1, 1]
+    assert roles["out/kernel"].stacked == 0
+    assert roles["blocks/up/kernel"].role == HIDDEN
+    assert nap.weight_norms(params)["blocks/up/kernel"].shape == (5, 1, 1)
+
+
+def test_seeds_of_stacked_layers_are_two_stacked_axes():
+    params = nested(
+        blocks__up__kernel=(7, 5, 8, 32), blocks__up__bias=(7, 5, 32), out__kernel=(7, 32, 3), out__bias=(7, 3)
+    )
+    roles = nap.roles(params)
+    assert roles["blocks/up/kernel"].stacked == 2
+    assert roles["out/kernel"].stacked == 1
+
+
+def test_a_norm_with_a_scale_for_each_position_is_not_stacked():
+    params = nested(
+        conv__kernel=(3, 3, 4, 8), norm__scale=(6, 6, 8), norm__bias=(6, 6, 8), out__kernel=(288, 2), out__bias=(2,)
+    )
+    roles = nap.roles(params)
+    assert {leaf.stacked for leaf in roles} == {0}
+    assert roles["norm/scale"].role == Role.SCALE
+    assert roles["conv/kernel"].role == HIDDEN
+
+
+def test_stacking_can_be_declared():
+    params = nested(a__kernel=(5, 8, 8), b__kernel=(5, 8, 2))
+    assert nap.weight_norms(params, nap.roles(params, stacked={"*": 1}))["a/kernel"].shape == (5, 1, 1)
+
+
+def test_overrides_win_and_the_last_match_counts():
+    params = nnx.split(MLP(8, [16, 12], 3, rngs=nnx.Rngs(0)))[1]
+    roles = nap.roles(params, {"hidden/*": "embedding", "hidden/1/kernel": Role.OUTPUT})
+    assert roles["hidden/0/kernel"].role == Role.EMBEDDING
+    assert roles["hidden/1/kernel"].role == OUTPUT
+    assert roles["output/kernel"].role == OUTPUT
+
+
+def test_the_layers_of_this_library_declare_their_roles():
+    params = nnx.split(NatureCNN(4, rngs=nnx.Rngs(0)))[1]
+    roles = nap.roles(params)
+    assert {leaf.why for leaf in roles} == {"declared by its layer"}
+    assert roles.paths(HIDDEN) == ["hidden/kernel", "torso/0/kernel", "torso/1/kernel", "torso/2/kernel"]
+    assert roles.paths(OUTPUT) == ["output/kernel"]
+    assert roles.paths(Role.OUTPUT_SCALE) == ["hidden/norm/scale"]
+
+
+def test_the_table_can_be_read():
+    text = str(nap.roles(nested(w0__kernel=(8, 16), w1__kernel=(16, 2))))
+    lines = text.splitlines()
+    assert lines[0].split() == ["parameter", "shape", "stacked", "axes", "role", "because"]
+    assert lines[2].split()[:4] == ["w0/kernel", "8×16", "hidden", "weight"]
+    assert "goes into" in text or "outputs go into w1/kernel" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nap.roles(nested(a__kernel=(8, 8), b__kernel=(8, 8))), "no output layer can be told apart"),
+        (
+            lambda: nap.roles(nested(a__kernel=(8, 2)), {"b/*": "hidden weight"}),
+            "no parameter matches 'b/\\*'.*a/kernel",
+        ),
+        (
+            lambda: nap.roles(nested(a__kernel=(8, 2)), {"a/*": "hiden"}),
+            "'hiden' is no role; the roles are 'hidden weight'",
+        ),
+        (lambda: nap.roles(jnp.ones((2, 2))), "bare array"),
+        (lambda: nap.roles(nested(a__kernel=(8, 2)))["a/kernal"], "nearest path is 'a/kernel'"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(call, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        call()
