@@ -1,0 +1,1 @@
+"""Value-based agents as pure functions over an agent state: act, observe, learn."""

@@ -1,0 +1,49 @@
+"""Playing without learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from agents.loops import Environments, Functions
+from nap.paths import PyTree
+
+
+def evaluate(
+    functions: Functions,
+    params: PyTree,
+    environments: Environments,
+    *,
+    epsilon: float,
+    key: jax.Array,
+    episodes: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Raw returns of complete episodes from a reset.
+
+    Every environment plays the same number of episodes, and its first ones count. To take whichever episodes end first
+    would favour short ones, which in most games are bad ones.
+
+    Args:
+      functions: from `agents.loops.make_functions`.
+      params: the Q-network's parameters.
+      environments: environments of their own, not those of training; they are reset first.
+      epsilon: probability of a random action.
+      key: random key.
+      episodes: how many, rounded up to a multiple of the number of environments.
+      on_step: called after every step of the environments; may raise to stop.
+    """
+    wanted = math.ceil(episodes / environments.num_envs)
+    returns: list[list[float]] = [[] for _ in range(environments.num_envs)]
+    time_step, step = environments.reset(), 0
+    while min(map(len, returns)) < wanted:
+        actions = functions.act(params, time_step.observation, np.float32(epsilon), key, np.int64(step))
+        environments.send(np.asarray(actions))
+        time_step, step = environments.recv(), step + 1
+        for episode in time_step.episodes:
+            returns[episode.env].append(episode.episode_return)
+        on_step()
+    return [value for played in returns for value in played[:wanted]]

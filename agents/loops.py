@@ -1,0 +1,226 @@
+"""The loop that joins an agent, a replay and a vector of environments.
+
+Environments are stepped from Python (ALE runs on the host), everything else is jitted. Between sending the actions and
+receiving the observations the learner's updates are dispatched, so that the two run at the same time; what is logged is
+fetched one step late, so that the device is never waited for.
+
+The loop is deterministic: randomness comes from one key folded with the counts of steps and updates, so that a state
+restored at the beginning of an iteration goes on exactly as the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from agents.dqn import Agent, AgentState
+from agents.replay import Replay, ReplayState, Step, Transition
+from nap.paths import PyTree
+
+
+class Environments(Protocol):
+    """What the loop needs of a vector of environments (`envs.atari.AtariEnvs` is one)."""
+
+    @property
+    def num_envs(self) -> int:
+        """How many environments are stepped together."""
+        ...
+
+    def reset(self) -> Any:
+        """The first time step."""
+        ...
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begin a step."""
+        ...
+
+    def recv(self) -> Any:
+        """Finish it: observation, reward, discount, first, and the episodes that ended."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When what happens, in agent steps (over all environments) and updates.
+
+    Attributes:
+      update_period: agent steps for each update.
+      learning_starts: agent steps before the first update.
+      log_every: updates between log entries.
+      epsilon: exploration at an agent step.
+    """
+
+    update_period: int
+    learning_starts: int
+    log_every: int
+    epsilon: Callable[[int], float]
+
+
+class LoopState(NamedTuple):
+    """All that a checkpoint has to hold: with it and the seed, an iteration repeats bit for bit on one device.
+
+    Attributes:
+      agent: the learner.
+      replay: the experience.
+      agent_steps: steps taken so far over all environments, int64, shape [].
+    """
+
+    agent: AgentState
+    replay: ReplayState
+    agent_steps: np.ndarray
+
+
+class Functions(NamedTuple):
+    """The jitted functions of a loop, made once and used by every iteration."""
+
+    init: Callable[[jax.Array], LoopState]
+    act: Callable[..., Array]
+    add: Callable[[ReplayState, Step], ReplayState]
+    learn: Callable[..., tuple[AgentState, Array]]
+    measure: Callable[..., tuple[AgentState, dict[str, Array]]]
+
+
+class Log(NamedTuple):
+    """What the loop tells about a stretch of training.
+
+    Attributes:
+      agent_steps: steps taken when the last update was dispatched.
+      updates: updates made.
+      epsilon: exploration.
+      loss: mean loss of the updates since the last log.
+      measured: what the agent measured at the last update.
+      returns: raw returns of the training episodes that ended since the last log.
+    """
+
+    agent_steps: int
+    updates: int
+    epsilon: float
+    loss: float
+    measured: Mapping[str, float]
+    returns: Sequence[float]
+
+
+class Hooks(NamedTuple):
+    """What the caller wants to be told, and when; each may raise to stop the loop.
+
+    Attributes:
+      on_step: `on_step(agent_steps)`, after every step of the environments.
+      on_loss: `on_loss(updates, loss)`, for every update, a step late.
+      on_log: `on_log(log)`, every `Schedule.log_every` updates.
+    """
+
+    on_step: Callable[[int], None]
+    on_loss: Callable[[int, float], None]
+    on_log: Callable[[Log], None]
+
+
+def make_functions(agent: Agent, replay: Replay, make_transition: Callable[[Step], Transition]) -> Functions:
+    """Jit what the loop calls; sampling, the making of transitions and the update are one compiled function.
+
+    Args:
+      agent: the learner.
+      replay: the experience.
+      make_transition: one sampled sequence to one transition; `agents.replay.transitions` with its settings bound.
+    """
+    init_agent = jax.jit(agent.init)
+
+    def init(key: jax.Array) -> LoopState:
+        return LoopState(init_agent(key), replay.init(), np.zeros([], np.int64))
+
+    @jax.jit
+    def act(params: PyTree, observations: Array, epsilon: Array, key: jax.Array, step: Array) -> Array:
+        return agent.act(params, observations, epsilon, jax.random.fold_in(key, step))
+
+    def batch_for(state: AgentState, replay_state: ReplayState, key: jax.Array) -> Transition:
+        sequences = replay.sample(replay_state, jax.random.fold_in(key, state.updates))
+        return jax.vmap(make_transition)(sequences)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def learn(state: AgentState, replay_state: ReplayState, key: jax.Array) -> tuple[AgentState, Array]:
+        return agent.learn(state, batch_for(state, replay_state, key))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def measure(state: AgentState, replay_state: ReplayState, key: jax.Array) -> tuple[AgentState, dict[str, Array]]:
+        return agent.measure(state, batch_for(state, replay_state, key))
+
+    return Functions(init, act, replay.add, learn, measure)
+
+
+def train(
+    functions: Functions,
+    schedule: Schedule,
+    state: LoopState,
+    environments: Environments,
+    *,
+    key: jax.Array,
+    steps: int,
+    hooks: Hooks,
+) -> LoopState:
+    """Train for a number of agent steps, from fresh episodes in every environment.
+
+    Args:
+      functions: from `make_functions`.
+      schedule: when what happens.
+      state: where training stands; its arrays are donated, so it must not be used again.
+      environments: the environments; they are reset first.
+      key: the run's key, the same in every call.
+      steps: agent steps over all environments, rounded down to a multiple of their number.
+      hooks: whom to tell.
+
+    Returns:
+      The state after the last step, all its updates made.
+    """
+    agent, replay_state, taken = state.agent, state.replay, int(state.agent_steps)
+    act_key, learn_key = jax.random.split(key)
+    updates = int(agent.updates)
+    waiting: list[tuple[int, Array]] = []  # losses on the device that nobody has looked at yet
+    logging: tuple[int, int, float, dict[str, Array]] | None = None
+    losses: list[float] = []
+    returns: list[float] = []
+
+    def fetch() -> None:
+        nonlocal logging
+        for update, loss in waiting:
+            losses.append(float(loss))
+            hooks.on_loss(update, losses[-1])
+        waiting.clear()
+        if logging is not None:
+            at_step, update, epsilon, measured = logging
+            values = {name: float(value) for name, value in jax.device_get(measured).items() if name != "loss"}
+            hooks.on_log(Log(at_step, update, epsilon, sum(losses) / len(losses), values, tuple(returns)))
+            logging = None
+            losses.clear()
+            returns.clear()
+
+    time_step = environments.reset()
+    for _ in range(steps // environments.num_envs):
+        epsilon = schedule.epsilon(taken)
+        actions = functions.act(agent.params, time_step.observation, np.float32(epsilon), act_key, np.int64(taken))
+        actions = np.asarray(actions)  # waits for the updates of the last step
+        environments.send(actions)
+        fetch()
+        while updates < (taken - schedule.learning_starts) // schedule.update_period:
+            updates += 1
+            if updates % schedule.log_every == 0:
+                agent, measured = functions.measure(agent, replay_state, learn_key)
+                waiting.append((updates, measured["loss"]))
+                logging = (taken, updates, epsilon, measured)
+            else:
+                agent, loss = functions.learn(agent, replay_state, learn_key)
+                waiting.append((updates, loss))
+        before, time_step = time_step, environments.recv()
+        replay_state = functions.add(
+            replay_state,
+            Step(before.observation[:, -1], cast(Array, actions), time_step.reward, time_step.discount, before.first),
+        )
+        taken += environments.num_envs
+        returns.extend(episode.episode_return for episode in time_step.episodes)
+        hooks.on_step(taken)
+    fetch()
+    return LoopState(agent, replay_state, np.asarray(taken, np.int64))

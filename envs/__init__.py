@@ -1,0 +1,1 @@
+"""Where data comes from: Atari games and task streams. Knows nothing of agents."""

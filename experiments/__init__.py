@@ -1,0 +1,1 @@
+"""The studies: one file an experiment, read top to bottom. `python -m experiments` lists them."""

@@ -1,0 +1,26 @@
+"""What every experiment shares: run folders, records, checkpoints, progress, the command line, the report."""
+
+from experiments.harness.catalogue import dispatch
+from experiments.harness.command_line import RunOptions, exit_code_of, parse_command, run_command
+from experiments.harness.compilation import enable_compilation_cache
+from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
+from experiments.harness.identity import config_hash
+from experiments.harness.run import Run, open_run
+
+__all__ = [
+    "DiskFull",
+    "Interrupted",
+    "NonFinite",
+    "Run",
+    "RunOptions",
+    "RunStopped",
+    "UserError",
+    "config_hash",
+    "dispatch",
+    "enable_compilation_cache",
+    "exit_code_of",
+    "open_run",
+    "parse_command",
+    "run_command",
+    "unknown",
+]

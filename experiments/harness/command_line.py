@@ -1,0 +1,133 @@
+"""The command line of an experiment: its configuration's fields as options, the shared options, one line an error."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from experiments.harness.errors import NonFinite, RunStopped, UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What every experiment takes beside its configuration. None of it changes what a run is, so none is hashed."""
+
+    seeds: int = 1
+    """How many seeds to run: --seed, --seed + 1, ..."""
+    out: Path = Path("runs")
+    """The folder of all runs."""
+    fresh: bool = False
+    """Start over, instead of resuming or returning at once from what is there."""
+
+
+def run_command(
+    study: Callable[[Any, RunOptions], object],
+    config_type: type,
+    argv: Sequence[str],
+    *,
+    name: str,
+    description: str | None,
+    presets: Mapping[str, Any] | None = None,
+) -> int:
+    """Runs an experiment from the command line, one seed after another.
+
+    A seed whose loss is not finite ends alone: the other seeds still run, and the exit code tells.
+
+    Args:
+        study: called as `study(config, options)` once a seed, with that seed in `config.seed`.
+        config_type: a frozen dataclass with defaults for all fields and a field `seed: int`.
+        argv: the arguments after the experiment's name.
+        name: the experiment's name.
+        description: shown by `--help`: the experiment's docstring.
+        presets: configurations by name, for `--preset`; other options then change single fields.
+
+    Returns:
+        The exit code: 0; 1 where the run stopped (NaN, full disk); 2 for bad input; 130 or 143 after a signal.
+    """
+
+    def run_all_seeds() -> int:
+        config, options = parse_command(config_type, argv, name=name, description=description, presets=presets)
+        exit_code = 0
+        for seed in range(config.seed, config.seed + options.seeds):
+            try:
+                study(dataclasses.replace(config, seed=seed), options)
+            except NonFinite as error:
+                print_error(error)
+                exit_code = error.exit_code
+        return exit_code
+
+    return exit_code_of(run_all_seeds)
+
+
+def parse_command(
+    config_type: type,
+    argv: Sequence[str],
+    *,
+    name: str,
+    description: str | None,
+    presets: Mapping[str, Any] | None = None,
+) -> tuple[Any, RunOptions]:
+    """The configuration and the shared options that a command line means; see `run_command` for the arguments.
+
+    Raises:
+        UserError: there is no such preset, or less than one seed is asked for.
+        SystemExit: 0 after `--help`; 2 after an argument that does not parse (the parser has said why).
+    """
+    import tyro  # here, so that listing the experiments does not pay for it
+
+    presets = presets or {}
+    preset = _preset_in(argv)
+    if preset is not None and preset not in presets:
+        raise unknown("a preset", preset, presets)
+    preset_help = f"A named configuration to start from: {', '.join(presets) or 'this experiment has none'}."
+    command_type = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", Annotated[config_type, tyro.conf.arg(name="")]),
+            ("options", Annotated[RunOptions, tyro.conf.arg(name="")]),
+            ("preset", Annotated[str | None, tyro.conf.arg(metavar="NAME", help=preset_help)]),
+        ],
+        frozen=True,
+    )
+    default = command_type(presets[preset] if preset is not None else config_type(), RunOptions(), None)
+    command = tyro.cli(
+        command_type,
+        args=list(argv),
+        default=default,
+        prog=f"python -m experiments {name}",
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if command.options.seeds < 1:
+        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
+    return command.config, command.options
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """The exit code of `command()`; an expected end (bad input, a stopped run, Ctrl-C) is told in a line on stderr."""
+    try:
+        return command() or 0
+    except (UserError, RunStopped) as error:
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def print_error(error: Exception) -> None:
+    """Prints an error's message as one line on stderr."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _preset_in(argv: Sequence[str]) -> str | None:
+    # Looked up before the parser runs: the preset gives the defaults that the parser needs.
+    for position, argument in enumerate(argv):
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+        if argument == "--preset" and position + 1 < len(argv):
+            return argv[position + 1]
+    return None

@@ -1,0 +1,130 @@
+"""What a run is: its resolved configuration as canonical JSON, the short hash of it, and the software it ran on."""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_HASH_BYTES = 4  # 8 hexadecimal digits; a collision is met by comparing config.json field by field
+_PACKAGES = {"nap": "nap-jax", "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "numpy": "numpy"}
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def plain(value: Any) -> Any:
+    """A configuration as plain JSON values: dataclasses become dicts, tuples lists, enums their names, paths text.
+
+    Args:
+        value: a dataclass instance, mapping, list, tuple, enum, path, string, number, bool or None.
+
+    Returns:
+        The same with dicts, lists, strings, numbers, bools and None only.
+
+    Raises:
+        TypeError: on any other type: its text might differ from one process to the next, and so would the hash.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain_field(field, getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a configuration holds plain values, not {type(value).__name__}: {value!r}")
+
+
+def config_hash(experiment: str, config: Any) -> str:
+    """The short name of a run: 8 hexadecimal digits of the experiment's name and its resolved configuration.
+
+    The same in every process and on every machine: it hashes canonical JSON (sorted keys), never Python's `hash`.
+    """
+    text = json.dumps({"experiment": experiment, "config": plain(config)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).hexdigest()
+
+
+def folder_name(label: str, digest: str) -> str:
+    """`<label>-<hash>`, or the hash alone; the label keeps letters, digits, `_`, `+` and `.`, the rest becomes `-`."""
+    slug = re.sub(r"[^A-Za-z0-9_+.]+", "-", label).strip("-.")
+    return f"{slug}-{digest}" if slug else digest
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first field in which two plain configurations differ, in words; None when they are equal.
+
+    Args:
+        there: the configuration that was found.
+        here: the configuration that was asked for.
+
+    Returns:
+        For example "optimizer.name is 'adam' there and 'sgd' here", or None.
+    """
+    flat_there, flat_here = dict(flatten(there)), dict(flatten(here))
+    for name in sorted(flat_there.keys() | flat_here.keys()):
+        old, new = flat_there.get(name, "absent"), flat_here.get(name, "absent")
+        if old != new:
+            return f"{name} is {old!r} there and {new!r} here"
+    return None
+
+
+def software() -> dict[str, str]:
+    """The versions that can change a result: Python, jax, jaxlib, flax, optax, numpy, nap, and the platform."""
+    import importlib.metadata  # here, so that listing the experiments does not pay for it
+
+    versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name, distribution in _PACKAGES.items():
+        try:
+            versions[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with "+changes" when tracked files differ from it; None outside a git checkout."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return None
+    return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def command_line() -> str:
+    """The command that this process was started with, as one would type it again from the repository root."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py" and program.parent.name == "experiments":
+        return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])
+    return shlex.join(["python", program.name, *sys.argv[1:]])
+
+
+def _plain_field(field: dataclasses.Field[Any], value: Any) -> Any:
+    # A default of 1 for a float is the same configuration as `--name 1`, which the command line makes 1.0.
+    if field.type in (float, "float") and isinstance(value, int):
+        return float(value)
+    return plain(value)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        answer = subprocess.run(["git", "-C", str(_REPOSITORY), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A nested plain configuration as (dotted name, value) rows, in its own order."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        rows += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows

@@ -1,0 +1,149 @@
+"""What a run writes down as it goes: JSON lines that resume exactly, and TensorBoard events beside them."""
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+
+# A TensorBoard row needs one whole-number axis: the first of these that the row has.
+STEP_NAMES = ("frames", "agent_steps", "updates", "iteration")
+
+Scalar = bool | int | float | str | None
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Scalar]:
+    """One record with plain values, in the order given.
+
+    JSON has no NaN and no infinity: a float that is not finite becomes null.
+
+    Args:
+        row: scalars by name; JAX and numpy scalars (arrays of size one) are accepted and fetched together.
+
+    Returns:
+        The same names with bools, ints, floats, strings and None.
+
+    Raises:
+        TypeError: a value is no scalar; the message names it.
+    """
+    import jax  # here, so that listing the experiments does not pay for it
+
+    values = jax.device_get(list(row.values()))  # a list: as a dict it would come back sorted by name
+    return {name: _plain_scalar(name, value) for name, value in zip(row, values, strict=True)}
+
+
+def _plain_scalar(name: str, value: Any) -> Scalar:
+    if hasattr(value, "item"):
+        if value.size != 1:
+            raise TypeError(f"the record '{name}' is an array of shape {value.shape}; a record holds scalars")
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise TypeError(f"the record '{name}' is a {type(value).__name__}; a record holds scalars")
+
+
+class JsonLines:
+    """An append-only file of JSON lines that can be cut back to an earlier length.
+
+    Every line reaches the operating system before `append` returns, so a killed process loses none. There is no
+    buffer in between: a full disk is met at the line that did not fit, and closing cannot fail a second time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = io.FileIO(path, "ab")
+
+    def append(self, row: Mapping[str, Scalar]) -> None:
+        """Writes one line. Raises OSError when the disk is full, in which case part of the line may be there."""
+        line = memoryview(json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        while line:
+            line = line[self._file.write(line) :]
+
+    def length(self) -> int:
+        """The file's length in bytes."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def sync(self) -> int:
+        """Waits until the disk has every line; returns the length in bytes."""
+        os.fsync(self._file.fileno())
+        return self.length()
+
+    def cut(self, length: int) -> None:
+        """Drops everything after the first `length` bytes."""
+        os.ftruncate(self._file.fileno(), length)
+
+    def close(self) -> None:
+        """Closes the file; there is nothing left to write."""
+        self._file.close()
+
+
+class TensorBoardEvents:
+    """TensorBoard event files (`events.*`), written in the calling thread.
+
+    tensorboardX's SummaryWriter writes from a thread of its own, where a full disk would pass unseen, so its event
+    writer is used directly. The file is opened at the first row: importing tensorboardX takes some 0.2 s.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        """`purge_step`: where the run goes on: TensorBoard forgets older files' rows from there on; None at a start."""
+        self._folder, self._purge_step = folder, purge_step
+        self._writer: EventsWriter | None = None
+
+    def append(self, row: Mapping[str, Scalar]) -> None:
+        """Writes the numbers of one record under `<phase>/<name>`; a row without any of STEP_NAMES is left out."""
+        step = row_step(row)
+        if step is None:
+            return
+        event_pb2, summary_pb2 = _messages()
+        if self._writer is None:
+            self._writer = self._open()
+        phase = row.get("phase")
+        values = [
+            summary_pb2.Summary.Value(tag=f"{phase}/{name}" if phase else name, simple_value=float(value))
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and name not in STEP_NAMES
+        ]
+        summary = summary_pb2.Summary(value=values)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Waits until the disk has every event."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file, if one was opened."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self) -> "EventsWriter":
+        from tensorboardX.event_file_writer import EventsWriter
+
+        event_pb2, _ = _messages()
+
+        # The file's name holds a time in whole seconds only; the process id keeps a quick restart off the old file.
+        writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
+        if self._purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            writer.write_event(event_pb2.Event(wall_time=time.time(), step=self._purge_step, session_log=start))
+        return writer
+
+
+def _messages() -> tuple[Any, Any]:
+    # The classes in these modules are made at import, where a type checker does not see them.
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    return event_pb2, summary_pb2
+
+
+def row_step(row: Mapping[str, Any]) -> int | None:
+    """A record's place on TensorBoard's axis: its frames, else agent_steps, updates or iteration; None without any."""
+    return next((int(row[name]) for name in STEP_NAMES if row.get(name) is not None), None)

@@ -1,0 +1,263 @@
+"""A run: one configuration's folder, its records and checkpoints, resumed wherever the last process left it.
+
+    with open_run("atari", config, out=Path("runs")) as run:
+        if run.done:
+            return run.summary
+        iteration, state = run.restore(initial_state)
+        while iteration < config.iterations:
+            state, losses = train(state)
+            run.record({"phase": "train", "iteration": iteration, "frames": ..., "loss": ...})
+            iteration += 1
+            run.save(iteration, state)
+            run.check_interrupted()
+        run.finish({"return": ...})
+
+The folder: `config.json` (what was run, with which software), `metrics.jsonl` (the records; no wall-clock time, so
+that a run repeats bit for bit), `timings.jsonl` (everything that has wall-clock time), `events.*` (the records again,
+for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.harness import folder as files
+from experiments.harness.checkpoint import Checkpoints, write_atomically
+from experiments.harness.errors import DiskFull, Interrupted, NonFinite, is_full_disk
+from experiments.harness.identity import config_hash, folder_name, plain
+from experiments.harness.interrupt import InterruptFlag
+from experiments.harness.progress import Progress
+from experiments.harness.records import JsonLines, TensorBoardEvents, plain_row, row_step
+
+
+@contextlib.contextmanager
+def open_run(
+    experiment: str,
+    config: Any,
+    *,
+    out: Path = Path("runs"),
+    fresh: bool = False,
+    label: str = "",
+    total: float | None = None,
+    unit: str = "frames",
+) -> Iterator["Run"]:
+    """Opens the folder of one configuration, new or to be continued, and holds it for this process.
+
+    Args:
+        experiment: the experiment's name, part of the run's identity.
+        config: a frozen dataclass of plain values (nested ones too): all that decides the result, the seed included.
+        out: the folder of all runs; this run's is `<out>/<experiment>/<label>-<hash of experiment and config>`.
+        fresh: delete what an earlier run of this configuration left, and start over.
+        label: a hint for people in the folder's name, made from `config` alone: "pong-nap-seed0".
+        total: how many `unit` the whole run has, for the progress bar.
+        unit: what the progress bar counts, as `run.progress.update` will name it.
+
+    Yields:
+        The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`.
+
+    Raises:
+        UserError: the folder is in use by another process, or is of another configuration.
+        DiskFull: there is no space for the folder's first files.
+    """
+    identity = {"experiment": experiment, "config": plain(config)}
+    digest = config_hash(experiment, config)
+    folder = Path(out) / experiment / folder_name(label, digest)
+    progress = Progress(label or experiment, total, unit)
+    with contextlib.ExitStack() as stack:
+        with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
+            stack.enter_context(files.locked(folder))
+            changed = files.prepare(folder, identity, digest, fresh)
+        if changed:
+            progress.say(f"{folder} was begun with other software, so the last bits may differ: {changed}")
+        stack.callback(progress.close)
+        interrupt = stack.enter_context(InterruptFlag())
+        run = Run(folder, Checkpoints(folder / files.CHECKPOINTS, identity), progress, interrupt)
+        stack.callback(run.close)
+        if run.done:
+            progress.say(f"{folder} is finished; --fresh would run it again")
+        yield run
+
+
+class Run:
+    """An open run; `open_run` makes it.
+
+    Attributes:
+        folder: the run's folder.
+        done: whether the run had ended well before it was opened.
+        progress: the progress bar; `progress.say(line)` prints a line beside it.
+    """
+
+    def __init__(self, folder: Path, checkpoints: Checkpoints, progress: Progress, interrupt: InterruptFlag) -> None:
+        self.folder, self.progress = folder, progress
+        self.done = (folder / files.DONE).exists()
+        self._checkpoints, self._interrupt = checkpoints, interrupt
+        self._saved = 0  # the iteration of the last good checkpoint; 0 when there is none
+        self._step = -1  # of the last record, on TensorBoard's axis
+        self._metrics: JsonLines | None = None
+        self._timings: JsonLines | None = None
+        self._events: TensorBoardEvents | None = None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given. Raises FileNotFoundError when the run is not done."""
+        return json.loads((self.folder / files.SUMMARY).read_text())
+
+    def restore(self, state: Any) -> tuple[int, Any]:
+        """Goes back to the newest whole checkpoint: loads the state and cuts the records to what they were then.
+
+        Must be called once, before anything is recorded or saved.
+
+        Args:
+            state: the initial state, any pytree; it also gives the structure, shapes, dtypes and devices to load into.
+
+        Returns:
+            How many iterations are done, and the state after them: `(0, state)` when there is no checkpoint.
+
+        Raises:
+            UserError: the checkpoint is of another configuration or of another code's state, or none can be read.
+        """
+        if self.done:
+            raise RuntimeError(f"{self.folder} is finished: look at run.done first")
+        restored = self._checkpoints.restore(state, self._why_not_resumable)
+        for sentence in restored.passed_over:
+            self.progress.say(sentence)
+        marks = restored.marks or {"metrics_bytes": 0, "timings_bytes": 0, "step": -1}
+        self._saved, self._step = restored.iteration, marks["step"]
+        with self._full_disk():
+            ran_before = any(self.folder.glob(files.EVENTS))
+            self._metrics = JsonLines(self.folder / files.METRICS)
+            self._metrics.cut(marks["metrics_bytes"])
+            self._timings = JsonLines(self.folder / files.TIMINGS)
+            self._timings.cut(min(marks["timings_bytes"], self._timings.length()))
+            self._events = TensorBoardEvents(self.folder, self._step + 1 if ran_before else None)
+        if restored.iteration:
+            self.progress.say(f"resuming {self.folder} after iteration {restored.iteration}")
+        elif restored.passed_over:
+            self.progress.say(f"starting {self.folder} from the beginning")
+        return restored.iteration, restored.state
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
+
+        Args:
+            row: scalars by name, units in the names (`frames`, `updates`); JAX and NumPy scalars are accepted. Nothing
+                in it may depend on wall-clock time: that goes to `record_timing`. NaN and infinities become null.
+
+        Raises:
+            TypeError: a value is no scalar.
+            DiskFull: the line does not fit; a part of it may be there, and is cut off when the run resumes.
+        """
+        metrics, _, events = self._streams()
+        plain_values = plain_row(row)
+        with self._full_disk():
+            metrics.append(plain_values)
+            events.append(plain_values)
+        self._step = max(self._step, row_step(plain_values) or 0)
+
+    def record_timing(self, row: Mapping[str, Any]) -> None:
+        """Appends a line to timings.jsonl, with the time of day as `unix_seconds`: for all that does not repeat.
+
+        Args:
+            row: scalars by name, as for `record`: `{"frames": 8000, "frames_per_second": 812.5}`.
+        """
+        _, timings, _ = self._streams()
+        with self._full_disk():
+            timings.append({"unix_seconds": round(time.time(), 3), **plain_row(row)})
+
+    def save(self, iteration: int, state: Any) -> None:
+        """Writes a checkpoint to resume from, and waits until it is on disk: then `state` may be donated or changed.
+
+        The newest two checkpoints are kept; while the third is written there must be space for all three.
+
+        Args:
+            iteration: how many iterations are done, 1 or more; `restore` gives it back.
+            state: everything that the rest of the run depends on.
+
+        Raises:
+            DiskFull: it does not fit; the earlier checkpoints are untouched.
+        """
+        metrics, timings, events = self._streams()
+        with self._full_disk():
+            events.flush()
+            marks = {"metrics_bytes": metrics.sync(), "timings_bytes": timings.sync(), "step": self._step}
+            self._checkpoints.save(iteration, state, marks)
+        self._saved = iteration
+
+    def check_interrupted(self) -> None:
+        """Raises Interrupted if SIGINT or SIGTERM came.
+
+        Work since the last `save` will be repeated, so call it after one; where an iteration takes minutes, call it
+        inside as well: a cluster gives a job little time between SIGTERM and SIGKILL.
+        """
+        if self._interrupt.received is not None:
+            number = self._interrupt.received
+            raise Interrupted(f"stopped by {number.name}; {self._what_is_saved()}; the same command goes on", number)
+
+    def check_finite(self, name: str, value: Any, *, updates: int) -> None:
+        """Raises NonFinite when a number is NaN or infinite. Call it before `save`, so that no such state is saved.
+
+        Args:
+            name: what the number is: "loss".
+            value: the number; a JAX or NumPy scalar is accepted.
+            updates: how many updates had been made.
+        """
+        if not math.isfinite(number := float(value)):
+            raise NonFinite(f"the {name} is {number} at update {updates} in {self.folder}; {self._what_is_saved()}")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Ends the run well: writes summary.json, then DONE, and keeps the newest checkpoint only.
+
+        Args:
+            summary: scalars by name, as for `record`. They must follow from the state alone: a run that was killed just
+                before this call comes here again from its last checkpoint, without another iteration.
+        """
+        metrics, timings, events = self._streams()
+        with self._full_disk():
+            metrics.sync(), timings.sync(), events.flush()
+            write_atomically(self.folder / files.SUMMARY, json.dumps(plain_row(summary), indent=2) + "\n")
+            write_atomically(self.folder / files.DONE, "")
+        self._checkpoints.keep_only({self._saved})
+
+    def close(self) -> None:
+        """Closes the files; `open_run` does it."""
+        for stream in (self._metrics, self._timings, self._events):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a full disk was told of when it was met
+                    stream.close()
+
+    def _streams(self) -> tuple[JsonLines, JsonLines, TensorBoardEvents]:
+        if self._metrics is None or self._timings is None or self._events is None:
+            raise RuntimeError("call run.restore(state) before anything is recorded, saved or finished")
+        return self._metrics, self._timings, self._events
+
+    def _why_not_resumable(self, marks: Mapping[str, int]) -> str | None:
+        path = self.folder / files.METRICS
+        length = path.stat().st_size if path.exists() else 0
+        if length < marks["metrics_bytes"]:
+            return f"{path.name} has {length} bytes, but had {marks['metrics_bytes']} when it was saved"
+        return None
+
+    def _what_is_saved(self) -> str:
+        if not self._saved:
+            return "no checkpoint was saved yet"
+        path = self.folder / files.CHECKPOINTS / str(self._saved)
+        return f"the last good checkpoint is {path} (iteration {self._saved})"
+
+    def _full_disk(self) -> contextlib.AbstractContextManager[None]:
+        return _full_disk_named(
+            f"the disk of {self.folder} is full; {self._what_is_saved()}; after making space, the same command goes on"
+        )
+
+
+@contextlib.contextmanager
+def _full_disk_named(message: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if is_full_disk(error):
+            raise DiskFull(message) from error
+        raise

@@ -1,0 +1,35 @@
+"""Draw finished and running runs into one HTML file: returns, weight norms, effective learning rates."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to draw, and where to."""
+
+    runs: tuple[Path, ...]
+    """Run folders, or folders that hold some: runs/atari."""
+    out: Path | None = None
+    """The HTML file; by default report.html in the folder that holds all the runs."""
+    figure: Path | None = None
+    """Also write this PNG: returns, weight norms and effective learning rates side by side."""
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report and prints its path."""
+    import tyro
+
+    options = tyro.cli(
+        Annotated[Options, tyro.conf.PositionalRequiredArgs],
+        args=argv,
+        prog="python -m experiments report",
+        description=__doc__,
+    )
+    from experiments.harness.report import write_figure, write_report  # matplotlib and polars: not for --help
+
+    print(write_report(options.runs, options.out))
+    if options.figure is not None:
+        print(write_figure(options.runs, options.figure))
+    return 0

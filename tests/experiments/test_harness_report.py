@@ -1,0 +1,181 @@
+"""The report: it stands alone, it reads what runs really leave, and it does not average what is not alike."""
+
+import base64
+import html.parser
+import itertools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from made_up_runs import LAYERS, Config, make_run, make_runs
+from PIL import Image
+
+from experiments import report
+from experiments.harness import exit_code_of
+from experiments.harness.curves import mean_curve, over_layers, relative, shortened, telling_layers
+from experiments.harness.plots import palette, returns_figure
+from experiments.harness.read import load_runs
+from experiments.harness.report import write_report
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would load, and the words that it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+ONE_LAYER = LAYERS[:1]
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory):
+    """Four runs with their report and their figure."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_runs(folder, ["nap", "none"], seeds=2, rows=20)
+    assert report.main([str(folder), "--figure", str(folder / "figures" / "overview.png")]) == 0
+    return folder
+
+
+def test_one_file_that_needs_no_other_and_no_network(runs_folder):
+    page = Page((runs_folder / "atari" / "report.html").read_text())
+    assert len(page.loaded) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in page.loaded)
+    for source in page.loaded:
+        picture = base64.b64decode(source.partition(",")[2]).decode()
+        assert not re.search(r"(href|src)=['\"](?!#)", picture), "a picture inside loads something"
+        assert picture.count("<path") > 20
+    words = " ".join(page.words)
+    for expected in (
+        "Pong: none and nap compared",
+        "seeds 0 and 1",
+        "160,000 emulator frames",
+        "protocol machado",
+        "jax ",
+    ):
+        assert expected in words, expected
+    with Image.open(runs_folder / "figures" / "overview.png") as image:
+        assert image.width > 1000
+
+
+def test_the_table_says_what_the_records_say(runs_folder):
+    (run,) = [run for run in load_runs([runs_folder]) if (run.method, run.seed) == ("none", 1)]
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    last = [row["eval/return"] for row in rows if row["phase"] == "eval"][-1]
+    assert run.last("eval/return") == last
+    frames, returns = run.series("train/return")
+    expected = [(row["frames"], row["train/return"]) for row in rows if row.get("train/return") is not None]
+    assert list(zip(frames, returns, strict=True)) == expected
+    words = " ".join(Page((runs_folder / "atari" / "report.html").read_text()).words)
+    assert f"{last:,.4g}" in words
+
+
+def test_layers_keep_the_order_in_which_they_were_recorded(runs_folder):
+    assert all(run.layers("weight_norm") == list(LAYERS) for run in load_runs([runs_folder]))
+
+
+def test_the_layers_that_projection_holds_are_found(runs_folder):
+    runs = load_runs([runs_folder])
+    assert telling_layers(runs) == list(LAYERS[:-1])
+    free = [run for run in runs if run.method == "none"]
+    assert telling_layers(free) == list(LAYERS)
+    for run in runs:
+        _, norms = over_layers(run, "weight_norm", telling_layers(runs), relative)
+        assert (norms[-1] == pytest.approx(1)) == (run.method == "nap")
+
+
+def test_an_unfinished_run_with_a_line_cut_short_is_drawn(tmp_path, capsys):
+    folder = make_run(tmp_path, Config(), rows=10, finish=False, layers=ONE_LAYER)
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{"phase":"tra')
+    (run,) = load_runs([folder])
+    assert run.records.height == 11 and not run.done
+    assert report.main([str(folder)]) == 0
+    path = folder / "report.html"
+    assert capsys.readouterr().out == f"{path}\n"
+    words = " ".join(Page(path.read_text()).words)
+    assert "1 of them has not finished" in words and "only more seeds can tell" in words
+
+
+@pytest.mark.parametrize("content", ["empty folder", "no records", "damaged record", "missing"])
+def test_what_cannot_be_drawn_is_one_line(tmp_path, content, capsys):
+    folder = tmp_path / "runs"
+    if content != "missing":
+        folder.mkdir()
+    if content in ("no records", "damaged record"):
+        run = make_run(folder, Config(), rows=3)
+        text = "" if content == "no records" else '{"phase":"train","frames":1}\n{"phase":\n{"frames":2}\n'
+        (run / "metrics.jsonl").write_text(text)
+    assert exit_code_of(lambda: report.main([str(folder)])) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and str(folder) in shown
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path, Config(seed=seed), rows=4)
+        make_run(tmp_path, Config(seed=seed, optimizer={"name": "adam", "lr": 1e-3}), rows=4)
+        make_run(tmp_path, Config(seed=seed, method="none", frames=160_000), rows=4)
+    labels = list(palette(load_runs([tmp_path])))
+    assert labels == ["none (optimizer.lr 0.00025)", "nap (optimizer.lr 0.00025)", "nap (optimizer.lr 0.001)"]
+
+
+def test_settings_that_follow_the_method_make_no_variant(tmp_path):
+    for method, rate in (("none", 1e-4), ("nap", 1e-3)):
+        make_run(tmp_path, Config(method=method, optimizer={"name": "adam", "lr": rate}), rows=4)
+    assert list(palette(load_runs([tmp_path]))) == ["none", "nap"]
+
+
+def test_several_games_have_a_section_each_and_one_colour_a_method(tmp_path):
+    for game, method in itertools.product(["pong", "ms_pacman"], ["redo", "nap"]):
+        make_run(tmp_path, Config(game=game, method=method), rows=4, layers=ONE_LAYER)
+    runs = load_runs([tmp_path])
+    words = Page(write_report([tmp_path]).read_text()).words
+    assert "Ms Pacman" in words and "Pong" in words
+    assert palette(runs) == palette([run for run in runs if run.game == "pong"])
+
+
+def test_html_in_a_name_stays_text(tmp_path):
+    folder = make_run(tmp_path, Config(game="<script>alert(1)</script>"), rows=3, layers=ONE_LAYER)
+    assert "<script" not in write_report([folder]).read_text().lower()
+
+
+def test_numbers_that_are_missing_or_constant_do_not_stop_it(tmp_path):
+    folder = make_run(tmp_path, Config(), rows=4)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.update({name: None for name in row if name.startswith(("train/", "dormant", "loss"))})
+        row.update({name: 0.0 for name in row if name.startswith(("elr/", "weight_norm/head"))})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report([folder])
+    shutil.copytree(folder, tmp_path / "bare")
+    (tmp_path / "bare" / "metrics.jsonl").write_text('{"phase":"train","updates":1,"loss":0.5}\n')
+    write_report([tmp_path / "bare"])
+
+
+def test_the_mean_of_curves_and_the_shortening_of_one():
+    x, y = mean_curve([(np.array([0.0, 2.0]), np.array([0.0, 2.0])), (np.array([1.0, 3.0]), np.array([3.0, 5.0]))])
+    np.testing.assert_allclose(x, [1, 2])
+    np.testing.assert_allclose(y, [2, 3])
+    long = np.arange(10_000.0)
+    x, y = shortened((long, 2 * long))
+    assert x.size == 300
+    np.testing.assert_allclose(y, 2 * x)
+    np.testing.assert_allclose(x.mean(), long.mean(), rtol=1e-2)
+
+
+def test_thin_lines_are_seeds_and_the_thick_one_their_mean(runs_folder):
+    runs = [run for run in load_runs([runs_folder]) if run.method == "nap"]
+    panel = returns_figure(runs, palette(runs)).axes[0]
+    assert sorted(line.get_linewidth() for line in panel.lines) == [0.7, 0.7, 1.9]
+    assert {line.get_color() for line in panel.lines} == {"#0072B2"}
