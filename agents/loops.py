@@ -52,7 +52,7 @@ class Schedule:
     Attributes:
       update_period: agent steps for each update.
       learning_starts: agent steps before the first update.
-      log_every: updates between log entries.
+      log_every: updates between log entries; the first update is logged too, as the point all norms start from.
       epsilon: exploration at an agent step.
     """
 
@@ -112,7 +112,7 @@ class Hooks(NamedTuple):
     Attributes:
       on_step: `on_step(agent_steps)`, after every step of the environments.
       on_loss: `on_loss(updates, loss)`, for every update, a step late.
-      on_log: `on_log(log)`, every `Schedule.log_every` updates.
+      on_log: `on_log(log)`, at the first update and every `Schedule.log_every` updates.
     """
 
     on_step: Callable[[int], None]
@@ -207,7 +207,7 @@ def train(
         fetch()
         while updates < (taken - schedule.learning_starts) // schedule.update_period:
             updates += 1
-            if updates % schedule.log_every == 0:
+            if updates == 1 or updates % schedule.log_every == 0:
                 agent, measured = functions.measure(agent, replay_state, learn_key)
                 waiting.append((updates, measured["loss"]))
                 logging = (taken, updates, epsilon, measured)

@@ -94,17 +94,17 @@ FRAME_SKIP = 4
 PRESETS = {
     "default": Config(),
     "demo": Config(
-        frames=160_000,
-        iteration_frames=40_000,
+        frames=64_000,
+        iteration_frames=32_000,
         evaluation_episodes=4,
         n_step=3,
-        replay_capacity=40_000,
+        replay_capacity=20_000,
         min_replay_frames=8_000,
-        exploration_frames=80_000,
-        target_period=500,
+        exploration_frames=40_000,
+        target_period=250,
         update_period=8,
-        log_every=100,
-        optimizer=OptimizerConfig(lr=2.5e-4),
+        log_every=50,
+        optimizer=OptimizerConfig(lr=1e-3),
     ),
 }
 

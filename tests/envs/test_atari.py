@@ -122,6 +122,16 @@ def test_truncation(frames):
             assert timestep.episodes == ()
 
 
+def test_starting_over_with_fewer_lives_is_no_life_loss():
+    """A truncated episode may have won extra lives, which the next one begins without."""
+    envs = AtariEnvs("breakout", protocol=dataclasses.replace(DQN_ZOO, max_frames_per_episode=4), num_envs=1, seed=0)
+    envs.reset()
+    envs._lives = envs._lives + 1
+    timestep = envs.step([0])
+    assert (timestep.first[0], timestep.discount[0]) == (True, 1)
+    envs.close()
+
+
 def test_life_loss_changes_the_discount_and_nothing_else():
     ignored = play("breakout", 300, protocol=MACHADO, num_envs=1)
     zeroed = play("breakout", 300, protocol=dataclasses.replace(MACHADO, life_loss="zero-discount"), num_envs=1)

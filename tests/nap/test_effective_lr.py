@@ -1,4 +1,4 @@
-"""Effective learning rates by hand, and the equivalence of a free run and a projected one with the matching schedule."""
+"""Effective learning rates by hand, and a free run against a projected one with the matching schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +40,9 @@ def test_schedule_values_by_hand():
         schedule = nap.matching_schedule(norms, order)
         np.testing.assert_allclose([float(schedule(i)) for i in range(4)], expected)
     assert set(nap.matching_schedule({"a": norms, "b": norms}, 2)) == {"a", "b"}
-    for bad in (
-        dict(norms=norms, optimizer_order=3),
-        dict(norms=[], optimizer_order=1),
-        dict(norms=[0.0], optimizer_order=1),
-    ):
-        with pytest.raises(ValueError, match="optimizer_order|norms"):
-            nap.matching_schedule(**bad)
+    for bad_norms, order in ((norms, 3), ([], 1), ([0.0], 1)):
+        with pytest.raises(ValueError, match=r"optimizer_order|norms"):
+            nap.matching_schedule(bad_norms, order)
 
 
 def test_a_schedule_for_an_unknown_parameter_is_refused():

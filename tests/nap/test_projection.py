@@ -80,7 +80,7 @@ def test_every_kind_of_tree_in_jit_and_scan(make):
 
         return jax.lax.scan(step, (params, state), jax.random.split(jax.random.key(1), 20))[0]
 
-    trained, state = run(params, optimizer.init(params))
+    trained, _ = run(params, optimizer.init(params))
     assert jax.tree.structure(trained) == jax.tree.structure(params)
     assert_held(trained, params)
     before, after = paths.leaves(params), paths.leaves(trained)
@@ -113,7 +113,7 @@ def test_stacked_parameters_keep_one_norm_for_each_member(make):
     params = jax.vmap(make)(keys)
     roles = nap.roles(params, stacked={"*": 1})
     optimizer = nap.normalize_and_project(optax.sgd(0.1), roles=roles)
-    updates, state = optimizer.update(random_gradients(params, keys[0]), optimizer.init(params), params)
+    updates, _ = optimizer.update(random_gradients(params, keys[0]), optimizer.init(params), params)
     trained = optax.apply_updates(params, updates)
     for norm in nap.weight_norms(params, roles).values():
         assert norm.size == 3
@@ -164,7 +164,7 @@ def test_inside_partition_needs_the_roles_of_the_whole_tree():
         return optax.partition({"body": body, "rest": optax.sgd(0.1)}, labels)
 
     assert_held(train(build(roles=roles), params), params)
-    with pytest.raises(ValueError, match="roles=nap.roles"):
+    with pytest.raises(ValueError, match=r"roles=nap\.roles"):
         build().init(params)
 
 
