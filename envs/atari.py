@@ -24,7 +24,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-# ale-py ships these ROMs without a single-player mode; loading one ends the process, with no exception to catch.
+# ale-py ships these ROMs without a single-player mode; loading one exits the process, with no exception to catch.
 _NO_SINGLE_PLAYER = frozenset({"combat", "joust", "maze_craze", "warlords"})
 
 
@@ -86,20 +86,17 @@ class AtariProtocol:
             raise ValueError(f"AtariProtocol: life_loss is '{self.life_loss}', must be 'ignored' or 'zero-discount'")
 
 
-# "machado": Machado et al. (2018), "Revisiting the Arcade Learning Environment", section 5, and Dopamine's settings:
-#   sticky actions and nothing else at random, episodes over at game over or after 30 minutes of play. The paper
-#   recommends the full action set, Dopamine uses the minimal one:
-#   dataclasses.replace(PROTOCOLS["machado"], full_action_space=True) is the former.
+# "machado": after Machado et al. (2018), "Revisiting the Arcade Learning Environment": sticky actions and nothing else
+#   at random, a lost life tells nothing; with Dopamine's cap (30 minutes of play) and minimal actions. For all 18:
+#   dataclasses.replace(PROTOCOLS["machado"], full_action_space=True).
 #
 # "dqn-zoo": as DQN Zoo's gym_atari.py and processors.py have it. What still differs:
-#   - a frame is the maximum of two grey frames shrunk by area averaging; there, of two RGB frames, made grey and shrunk
-#     by bilinear interpolation, and at the last step of an episode of what was left of the skip. Here a step that game
-#     over or the cap ends early shows the frame before it once more, which no target uses: that step's discount is 0,
-#     or the episode was truncated.
+#   - a frame is the maximum of two grey frames, shrunk by area averaging; there the maximum of two RGB frames, made
+#     grey and shrunk by bilinear interpolation.
 #   - the number of no-ops is uniform over 1 to 30 as there, but drawn from ALE's generator, so seeds do not correspond.
 #   - a life lost at the very step that the cap truncates goes unseen, for the lives that ALE then reports are those
 #     of the new episode.
-#   - today's ALE, not the fork of 2013 (Xitari) or atari_py: a few games' scores and minimal actions differ.
+#   - the emulator is today's ALE, there atari_py's older one.
 PROTOCOLS = MappingProxyType(
     {
         "machado": AtariProtocol(

@@ -12,16 +12,17 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
+import tyro
 
 from agents.dqn import make_agent
 from agents.evaluation import evaluate
 from agents.loops import Functions, Hooks, Log, Schedule, make_functions, train
 from agents.replay import make_replay, replay_bytes, transitions
-from envs.atari import PROTOCOLS, AtariEnvs, resolve_game
+from envs.atari import PROTOCOLS, AtariEnvs, AtariProtocol, resolve_game
 from envs.scores import human_normalised
 from experiments import harness
 from experiments.harness.methods import Method, NapConfig, OptimizerConfig, learning_rate, make_optimizer, norm_of
@@ -49,6 +50,10 @@ class Config:
     """Episodes of each evaluation, with learning off."""
     protocol: Literal["machado", "dqn-zoo"] = "machado"
     """machado: sticky actions, no life-loss signal. dqn-zoo: no-op starts, zero discount on life loss."""
+    full_action_space: bool = False
+    """All 18 actions, not only those that do something in the game."""
+    environment: Annotated[AtariProtocol | None, tyro.conf.Suppress] = None
+    """The protocol's settings, filled in from its name, so that the run's folder has them."""
     num_envs: int = 8
     """Environments stepped together."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -116,7 +121,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: Config, options: harness.RunOptions) -> None:
     """One run, from its beginning or from where it was left."""
-    config = dataclasses.replace(config, game=check(config))
+    config = resolve(config)
     harness.enable_compilation_cache()
     label = f"{config.game}-{config.agent}-{config.method}-seed{config.seed}"
     with harness.open_run(
@@ -126,8 +131,12 @@ def run(config: Config, options: harness.RunOptions) -> None:
             _run(config, opened)
 
 
-def check(config: Config) -> str:
-    """The game's name as ale-py has it; a UserError that names the option where a value makes no sense."""
+def resolve(config: Config) -> Config:
+    """The configuration with ale-py's name of the game and the protocol's settings.
+
+    Raises:
+      harness.UserError: a value that makes no sense, with the option and the nearest right value.
+    """
     try:
         game = resolve_game(config.game)
     except ValueError as error:
@@ -158,7 +167,8 @@ def check(config: Config) -> str:
         )
     if not 0 < config.gamma <= 1:
         raise harness.UserError(f"--gamma {config.gamma}: it must be above 0 and at most 1")
-    return game
+    protocol = dataclasses.replace(PROTOCOLS[config.protocol], full_action_space=config.full_action_space)
+    return dataclasses.replace(config, game=game, environment=protocol)
 
 
 def build(config: Config, num_actions: int) -> Functions:
@@ -182,7 +192,7 @@ def epsilon_at(config: Config, agent_steps: int) -> float:
 
 
 def _run(config: Config, opened: harness.Run) -> None:
-    with _environments(config, 0, "evaluation") as probe:
+    with _environments(config, 0, "evaluation", num_envs=1) as probe:
         functions = build(config, probe.num_actions)
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
@@ -191,7 +201,7 @@ def _run(config: Config, opened: harness.Run) -> None:
     iteration, (state, last_return) = opened.restore((functions.init(init_key), np.asarray(np.nan)))
     while iteration < config.iterations:
         started, before = time.monotonic(), int(state.agent_steps)
-        with _environments(config, iteration, "train") as envs:
+        with _environments(config, iteration, "train", config.num_envs) as envs:
             state = train(
                 functions,
                 _schedule(config),
@@ -205,7 +215,8 @@ def _run(config: Config, opened: harness.Run) -> None:
         frames = FRAME_SKIP * int(state.agent_steps)
         speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
         opened.record_timing({"frames": frames, "frames_per_second": speed})
-        with _environments(config, iteration, "evaluation") as envs:
+        players = min(config.num_envs, config.evaluation_episodes)
+        with _environments(config, iteration, "evaluation", players) as envs:
             returns = evaluate(
                 functions,
                 state.agent.params,
@@ -238,12 +249,14 @@ def _evaluation(config: Config, mean_return: np.floating | np.ndarray) -> dict[s
 
 
 @contextlib.contextmanager
-def _environments(config: Config, iteration: int, purpose: Literal["train", "evaluation"]) -> Iterator[AtariEnvs]:
+def _environments(
+    config: Config, iteration: int, purpose: Literal["train", "evaluation"], num_envs: int
+) -> Iterator[AtariEnvs]:
     """Fresh environments, seeded by the run's seed, the iteration and what they are for."""
     stream = {"train": 0, "evaluation": 1}[purpose]
     seed = int(np.random.SeedSequence([config.seed, iteration, stream]).generate_state(1)[0])
-    num_envs = config.num_envs if purpose == "train" else min(config.num_envs, config.evaluation_episodes)
-    envs = AtariEnvs(config.game, protocol=PROTOCOLS[config.protocol], num_envs=num_envs, seed=seed)
+    assert config.environment is not None, "resolve(config) fills it in"
+    envs = AtariEnvs(config.game, protocol=config.environment, num_envs=num_envs, seed=seed)
     try:
         yield envs
     finally:

@@ -97,7 +97,7 @@ def parse_command(
         default=default,
         prog=f"python -m experiments {name}",
         description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
     if command.options.seeds < 1:
         raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")

@@ -18,7 +18,7 @@ Method = Literal["none", "layernorm", "nap"]
 class OptimizerConfig:
     """The optimizer and its learning rate."""
 
-    name: Literal["adam", "rmsprop", "sgd"] = "adam"
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
     """adam; rmsprop (centred, decay 0.95, as DQN has it); sgd (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
@@ -26,7 +26,7 @@ class OptimizerConfig:
     """How the learning rate goes from its peak to `lr_end` over the run's updates."""
     lr_end: float = 0.01
     """Where the linear and the cosine schedule end, as a fraction of the peak."""
-    epsilon: float = 1.5e-4
+    optimizer_epsilon: float = 1.5e-4
     """Added to the root of the second moment (adam), or inside the root (rmsprop)."""
     clip: float = 10.0
     """Largest global norm of the gradient; 0 for no clipping."""
@@ -40,7 +40,7 @@ class NapConfig:
     """LayerNorm or RMSNorm before every nonlinearity."""
     affine: Affine = "project"
     """Scale and offset of hidden normalizations: projected jointly, regularized to 1 and 0, or left free."""
-    every: int = 1
+    project_every: int = 1
     """Project after every so many updates."""
 
 
@@ -70,13 +70,13 @@ def make_optimizer(
       updates: length of the run, for the learning-rate schedule.
     """
     rate = learning_rate(config, updates)
-    if config.name == "adam":
-        step = optax.adam(rate, eps=config.epsilon)
-    elif config.name == "rmsprop":
-        step = optax.rmsprop(rate, decay=0.95, eps=config.epsilon, centered=True)
+    if config.optimizer == "adam":
+        step = optax.adam(rate, eps=config.optimizer_epsilon)
+    elif config.optimizer == "rmsprop":
+        step = optax.rmsprop(rate, decay=0.95, eps=config.optimizer_epsilon, centered=True)
     else:
         step = optax.sgd(rate)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), step) if config.clip else step
     if method == "nap":
-        return nap.normalize_and_project(optimizer, affine=nap_config.affine, every=nap_config.every)
+        return nap.normalize_and_project(optimizer, affine=nap_config.affine, every=nap_config.project_every)
     return optimizer
