@@ -1,0 +1,399 @@
+"""Measure what the parts cost, against what they could cost: one table with the goals.
+
+Everything is the product's own code at the default configuration of `atari`, on whatever device JAX has. The sides of a
+ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import flashbax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agents.dqn import Agent, AgentState, make_agent
+from agents.loops import Hooks, LoopState, Schedule, train
+from agents.replay import ReplayState, Step, Transition, make_replay, transitions
+from envs.atari import PROTOCOLS, AtariEnvs
+from experiments import harness
+from experiments.atari import Config, build, epsilon_at
+from experiments.harness.methods import NapConfig, make_optimizer, norm_of
+from experiments.harness.timing import Goal, Row, interleaved, rates, scaled, table
+from nap.networks import NatureCNN, Network, as_functions
+
+ACTIONS = 6  # Pong's
+UPDATES = 10  # in a row, in each repeat
+REPLAY_CALLS = 50  # likewise
+LOGS = 3  # likewise
+VECTOR_STEPS = 48  # of the whole loop, in each repeat
+START_UP_SECONDS = 3.0
+
+Name = Literal["projection", "normalization", "logging", "loop", "replay", "start-up"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure, and how often."""
+
+    repeats: int = 7
+    """Repeats of each measurement; at least 5 for figures to be quoted."""
+    only: tuple[Name, ...] = ()
+    """Measure these only."""
+    out: Path = Path("runs")
+    """The table and all figures go to bench/ in this folder."""
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the machine and the table, and write both down; returns the exit code."""
+    import tyro
+
+    return harness.exit_code_of(
+        lambda: run(tyro.cli(Options, args=argv, prog="python -m experiments bench", description=__doc__))
+    )
+
+
+def run(options: Options) -> None:
+    """All the measurements that are asked for."""
+    if options.repeats < 1:
+        raise harness.UserError(f"--repeats {options.repeats}: it must be at least 1")
+    harness.enable_compilation_cache()
+    facts = machine(options.repeats)
+    described = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    print(described, end="\n\n", flush=True)
+    rows: list[Row] = []
+    for name in options.only or tuple(BENCHMARKS):
+        for row in BENCHMARKS[name](options.repeats):
+            ratio = "" if row.ratio is None else f", ratio {row.ratio:.3f}"
+            print(f"[{name}] {row.what}: {statistics.median(row.ours):.4g} {row.unit}{ratio}", file=sys.stderr)
+            rows.append(row)
+    print(table(rows))
+    folder = options.out / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.txt").write_text(f"{described}\n\n{table(rows)}\n")
+    figures = {"machine": facts, "rows": [row.as_json() for row in rows]}
+    (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def machine(repeats: int) -> dict[str, str | int]:
+    """What the figures depend on: the machine, what else it is doing, and how fast it can multiply at all."""
+    config = Config()
+    agent = make_learner(config)
+    state, batch = jax.jit(agent.init)(jax.random.key(0)), random_batch(config.batch_size)
+    flops = _flops(jax.jit(agent.learn), state, batch)
+    size = 2048
+    multiply, matrix = jax.jit(jnp.matmul), jnp.ones((size, size))
+    sides = {"multiply": lambda: multiply(matrix, matrix), "update": updates_of(agent, batch)}
+    seconds = interleaved(sides, repeats=repeats, calls=UPDATES)
+    peak, reached = 2 * size**3 / min(seconds["multiply"]), flops / statistics.median(seconds["update"])
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "load average at the start": f"{os.getloadavg()[0]:.2f} (what else runs spoils the figures)",
+        "float32 peak": f"{peak / 1e9:.0f} GFLOP/s ({size} x {size} matrices, best of {repeats})",
+        "DQN update": f"{flops / 1e9:.2f} GFLOP by XLA's count, {reached / 1e9:.0f} GFLOP/s = {reached / peak:.0%} of it",
+    }
+
+
+def projection(repeats: int) -> Iterator[Row]:
+    """An update with projection against the same without."""
+    sides = {method: make_learner(Config(method=method)) for method in ("layernorm", "nap")}
+    times = _updates(sides, repeats)
+    yield Row("update: projection, vs without", "ms", *_milliseconds(times, "nap", "layernorm"), Goal(1.03))
+
+
+def normalization(repeats: int) -> Iterator[Row]:
+    """An update with each of the normalizations, none projected, against the plain network's."""
+    layer = Config(method="layernorm")
+    sides = {
+        "plain": make_learner(Config(method="none")),
+        "LayerNorm": make_learner(layer),
+        "RMSNorm": make_learner(dataclasses.replace(layer, nap=NapConfig(norm="rms"))),
+        "LayerNorm, --norm-axes all": make_learner(dataclasses.replace(layer, norm_axes="all")),
+        "Flax's own LayerNorm": make_learner(layer, as_functions(_FlaxNatureCNN)),
+    }
+    times = _updates(sides, repeats)
+    for name in list(sides)[1:]:
+        goal = Goal(1.06) if name == "LayerNorm" else None
+        yield Row(f"update: {name}, vs no norm", "ms", *_milliseconds(times, name, "plain"), goal)
+
+
+def logging(repeats: int) -> Iterator[Row]:
+    """Updates of which one in `log_every` is measured, fetched and recorded, against updates of which none is.
+
+    Computed: what a logged update takes beyond a plain one, spread over `log_every` updates.
+    """
+    config = Config()
+    agent, batch = make_learner(config), random_batch(config.batch_size)
+    measure = jax.jit(agent.measure, donate_argnums=0)
+    with tempfile.TemporaryDirectory() as folder, harness.open_run("bench", config, out=Path(folder)) as opened:
+        _, state = opened.restore(jax.jit(agent.init)(jax.random.key(0)))
+
+        def measure_and_record() -> None:
+            nonlocal state
+            state, measured = measure(state, batch)
+            opened.record({"phase": "train", "updates": int(state.updates), **jax.device_get(measured)})
+
+        sides = {"plain": updates_of(agent, batch), "logged": measure_and_record}
+        times = interleaved(sides, repeats=repeats, calls=LOGS)
+    plain, logged = (scaled(times[name], 1e3) for name in ("plain", "logged"))
+    spread = tuple(p + (m - p) / config.log_every for p, m in zip(plain, logged, strict=True))
+    yield Row(f"update: logging one in {config.log_every}, vs none", "ms", spread, plain, Goal(1.02))
+    yield Row("  one logged update, vs a plain one", "ms", logged, plain)
+
+
+def loop(repeats: int) -> Iterator[Row]:
+    """The whole loop on ALE against its bare updates, which are all that has to take time."""
+    environments = AtariEnvs("pong", protocol=PROTOCOLS["machado"], num_envs=Config().num_envs, seed=0)
+    steps = VECTOR_STEPS * environments.num_envs
+    try:
+        for method in ("nap", "none"):
+            config = Config(method=method, replay_capacity=20_000, min_replay_frames=8_000)
+            agent, batch = make_learner(config), random_batch(config.batch_size)
+            sides = {
+                "loop": training_of(config, environments, steps),
+                "bare": repeated(updates_of(agent, batch), steps // config.update_period),
+            }
+            times = interleaved(sides, repeats=repeats)
+            ours, limit = rates(times["loop"], steps), rates(times["bare"], steps)
+            what = f"DQN loop, {method}, vs its updates alone"
+            yield Row(what, "agent steps/s", ours, limit, Goal(0.80, at_least=True))
+        times = interleaved({"step": functools.partial(_act_at_random, environments)}, repeats=repeats)
+        yield Row("  the environments alone", "agent steps/s", rates(times["step"], steps))
+    finally:
+        environments.close()
+
+
+def replay(repeats: int) -> Iterator[Row]:
+    """Our replay against the bare flashbax buffer in it, 100,000 steps, stack 4, 3-step returns."""
+    num_envs, stack, n_step, batch_size, capacity = 8, 4, 3, 32, 100_000
+    ours = make_replay(capacity, num_envs, batch_size, stack, n_step)
+    bare = flashbax.make_trajectory_buffer(
+        add_batch_size=num_envs,
+        sample_batch_size=batch_size,
+        sample_sequence_length=stack + n_step,
+        period=1,
+        min_length_time_axis=stack + n_step,
+        max_length_time_axis=capacity // num_envs,
+    )
+    one = functools.partial(transitions, stack=stack, n_step=n_step, gamma=0.99, clip_reward=True)
+    bare_add = jax.jit(bare.add, donate_argnums=0)
+    bare_sample = jax.jit(lambda state, key: bare.sample(state, key).experience)
+    sample_transitions = jax.jit(lambda state, key: jax.vmap(one)(ours.sample(state, key)))
+    step = Step(
+        frame=np.random.default_rng(0).integers(0, 256, (num_envs, 84, 84), dtype=np.uint8),
+        action=np.zeros(num_envs, np.int32),
+        reward=np.ones(num_envs, np.float32),
+        discount=np.ones(num_envs, np.float32),
+        first=np.zeros(num_envs, bool),
+    )
+    bare_step = jax.tree.map(lambda leaf: leaf[:, None], step)
+    key = jax.random.key(0)
+    rings = {name: ours.init().replace(is_full=jnp.array(True)) for name in ("ours", "bare")}
+
+    def add(name: str, function: Callable[[ReplayState, Step], ReplayState], added: Step) -> ReplayState:
+        rings[name] = function(rings[name], added)
+        return rings[name]
+
+    sides = {
+        "add": lambda: add("ours", ours.add, step),
+        "bare add": lambda: add("bare", bare_add, bare_step),
+        "sample": lambda: ours.sample(rings["ours"], key),
+        "bare sample": lambda: bare_sample(rings["bare"], key),
+        "transitions": lambda: sample_transitions(rings["ours"], key),
+    }
+    times = {name: scaled(t, 1e6) for name, t in interleaved(sides, repeats=repeats, calls=REPLAY_CALLS).items()}
+    yield Row("replay: add, vs flashbax", "µs", times["add"], times["bare add"], Goal(1.10))
+    yield Row("replay: sample, vs flashbax", "µs", times["sample"], times["bare sample"], Goal(1.10))
+    what = "  sample and make transitions, vs its sample"
+    yield Row(what, "µs", times["transitions"], times["bare sample"])
+
+
+def start_up(repeats: int) -> Iterator[Row]:
+    """From the command to the record of its first update, with and without compiled programs from an earlier run."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold = _seconds_to_first_update(cache)
+        warm = tuple(_seconds_to_first_update(cache) for _ in range(repeats))
+    goal = (START_UP_SECONDS,) * repeats
+    yield Row("start-up: to the first update, compiled before", "s", warm, goal, Goal(1.0))
+    yield Row("  the same, nothing compiled (once)", "s", (cold,), (statistics.median(warm),))
+
+
+BENCHMARKS: dict[Name, Callable[[int], Iterator[Row]]] = {
+    "projection": projection,
+    "normalization": normalization,
+    "logging": logging,
+    "loop": loop,
+    "replay": replay,
+    "start-up": start_up,
+}
+
+
+def make_learner(config: Config, network: Network | None = None) -> Agent:
+    """The agent that `atari` would train, or one of another network."""
+    norm = norm_of(config.method, config.nap)
+    optimizer = make_optimizer(config.method, config.optimizer, config.nap, config.total_updates)
+    return make_agent(
+        network or as_functions(lambda rngs: NatureCNN(ACTIONS, norm=norm, norm_axes=config.norm_axes, rngs=rngs)),
+        optimizer,
+        double=config.agent == "double-dqn",
+        target_period=config.target_period,
+    )
+
+
+def random_batch(size: int) -> Transition:
+    """A batch of noise, resident on the device."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, size, 4, 84, 84), dtype=np.uint8)
+    return jax.device_put(
+        Transition(
+            s_tm1=frames[0],
+            a_tm1=rng.integers(0, ACTIONS, size, dtype=np.int32),
+            r_t=rng.normal(size=size).astype(np.float32),
+            discount_t=np.full(size, 0.99, np.float32),
+            s_t=frames[1],
+            weight=np.ones(size, np.float32),
+        )
+    )
+
+
+def updates_of(agent: Agent, batch: Transition) -> Callable[[], AgentState]:
+    """A function that makes one more update of a fresh agent, always on the same batch."""
+    learn = jax.jit(agent.learn, donate_argnums=0)
+    state = jax.jit(agent.init)(jax.random.key(0))
+
+    def update() -> AgentState:
+        nonlocal state
+        state, _ = learn(state, batch)
+        return state
+
+    return update
+
+
+def repeated(call: Callable[[], AgentState], times: int) -> Callable[[], AgentState]:
+    """A function that calls another several times, each one waited for as the loop does before it acts."""
+
+    def calls() -> AgentState:
+        return [jax.block_until_ready(call()) for _ in range(times)][-1]
+
+    return calls
+
+
+def training_of(config: Config, environments: AtariEnvs, steps: int) -> Callable[[], AgentState]:
+    """A function that trains on for so many agent steps; the steps before the first update are made here."""
+    functions = build(config, environments.num_actions)
+    learning_starts = steps
+    schedule = Schedule(
+        config.update_period, learning_starts, config.log_every, lambda agent_steps: epsilon_at(config, agent_steps)
+    )
+    hooks = Hooks(on_step=lambda _: None, on_loss=lambda *_: None, on_log=lambda _: None)
+    init_key, train_key = jax.random.split(jax.random.key(0))
+
+    def go_on(state: LoopState) -> LoopState:
+        return train(functions, schedule, state, environments, key=train_key, steps=steps, hooks=hooks)
+
+    state = go_on(functions.init(init_key))
+
+    def train_on() -> AgentState:
+        nonlocal state
+        state = go_on(state)
+        return state.agent
+
+    return train_on
+
+
+class _FlaxNatureCNN(nnx.Module):
+    """The Nature CNN as one would write it with Flax's own layers, the yardstick of ours."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.Sequential(
+            *self._conv(4, 32, 8, 4, rngs),
+            *self._conv(32, 64, 4, 2, rngs),
+            *self._conv(64, 64, 3, 1, rngs),
+            lambda x: x.reshape(x.shape[0], -1),
+            nnx.Linear(7 * 7 * 64, 512, use_bias=False, rngs=rngs),
+            nnx.LayerNorm(512, rngs=rngs),
+            nnx.relu,
+            nnx.Linear(512, ACTIONS, rngs=rngs),
+        )
+
+    @staticmethod
+    def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> tuple[Callable[..., Any], ...]:
+        conv = nnx.Conv(inputs, outputs, (size, size), strides=stride, padding="VALID", use_bias=False, rngs=rngs)
+        return conv, nnx.LayerNorm(outputs, rngs=rngs), nnx.relu
+
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        return self.layers(jnp.moveaxis(frames, 1, -1).astype(jnp.float32) / 255)
+
+    def with_activations(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return self(frames), {}
+
+
+def _updates(agents: dict[str, Agent], repeats: int) -> dict[str, tuple[float, ...]]:
+    """Seconds of an update of each agent."""
+    batch = random_batch(Config().batch_size)
+    sides = {name: updates_of(agent, batch) for name, agent in agents.items()}
+    return interleaved(sides, repeats=repeats, calls=UPDATES)
+
+
+def _milliseconds(times: dict[str, tuple[float, ...]], ours: str, reference: str) -> tuple[tuple[float, ...], ...]:
+    return scaled(times[ours], 1e3), scaled(times[reference], 1e3)
+
+
+def _act_at_random(environments: AtariEnvs) -> None:
+    rng = np.random.default_rng(0)
+    environments.reset()
+    for _ in range(VECTOR_STEPS):
+        environments.step(rng.integers(0, environments.num_actions, environments.num_envs))
+
+
+def _seconds_to_first_update(cache: str) -> float:
+    """Runs `atari` with that compilation cache until it has recorded its first update."""
+    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryFile("w+") as said:
+        sizes = ("--frames", "3200", "--iteration-frames", "3200", "--min-replay-frames", "640")
+        command = (sys.executable, "-m", "experiments", "atari", "--preset", "demo", *sizes, "--out", out)
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        root = Path(__file__).resolve().parents[1]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said)
+        try:
+            while not any(path.stat().st_size for path in Path(out).glob("atari/*/metrics.jsonl")):
+                if process.poll() is not None:
+                    said.seek(0)
+                    raise harness.RunStopped(f"{' '.join(command)} ended before its first update: {said.read()[-500:]}")
+                time.sleep(0.01)
+            return time.perf_counter() - started
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _flops(function: Any, *arguments: Any) -> float:
+    """Floating-point operations of a jitted call, as XLA counts them."""
+    return function.lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,87 @@
+"""The arrows between the packages, the size of a file, and that it is our packages that are imported."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("nap", "agents", "envs", "experiments")
+MAY_IMPORT = {
+    "nap": {"nap"},
+    "agents": {"agents", "nap"},
+    "envs": {"envs", "nap"},
+    "experiments": {"experiments", "agents", "envs", "nap"},
+}
+LONGEST_FILE = 400
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(source: str, module: list[str]) -> Iterator[tuple[str, int]]:
+    """Top-level names that a file imports, anywhere in it, with the line; `module`: the package that the file is in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            inside = module[: len(module) - node.level + 1] if node.level else []
+            names = [".".join([*inside, node.module])] if node.module else [".".join([*inside, a.name]) for a in node.names]
+            for name in names:
+                yield name.split(".")[0], node.lineno
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called in ("import_module", "__import__"):
+                yield str(node.args[0].value).split(".")[0], node.lineno
+
+
+def wrong_arrows(package: str, source: str, file: Path) -> list[str]:
+    forbidden = set(PACKAGES) - MAY_IMPORT[package]
+    module = list(file.relative_to(ROOT).parent.parts)
+    return [
+        f"{file.relative_to(ROOT)}:{line} imports {name}, which {package} may not"
+        for name, line in imported(source, module)
+        if name in forbidden
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_follow_the_arrows(package):
+    assert files(package), f"{package} has no files: this test would hold of anything"
+    assert [wrong for file in files(package) for wrong in wrong_arrows(package, file.read_text(), file)] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("nap", "import jax\ndef later():\n    from agents.dqn import Agent\n"),
+        ("nap", "import experiments.harness as harness\n"),
+        ("agents", "if TYPE_CHECKING:\n    from envs import atari\n"),
+        ("envs", "from .. import agents\n"),
+        ("envs", "import importlib\nimportlib.import_module('experiments.atari')\n"),
+    ],
+)
+def test_a_wrong_arrow_would_be_found_wherever_it_stands(package, source):
+    assert len(wrong_arrows(package, source, ROOT / package / "made_up.py")) == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_is_ours(package):
+    module = importlib.import_module(package)
+    found = Path(module.__file__ or next(iter(module.__path__))).resolve()
+    assert found.is_relative_to(ROOT / package), (
+        f"`import {package}` finds {found}, not {ROOT / package}: another distribution called '{package}' stands first "
+        f"on the path; uninstall it (`pip uninstall {package}`) or run from {ROOT}"
+    )
+
+
+def test_a_file_is_one_room():
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for package in PACKAGES for file in files(package)
+    }
+    too_long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
+    assert not too_long, f"longer than {LONGEST_FILE} lines; make a folder of each: {too_long}"
