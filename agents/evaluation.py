@@ -19,6 +19,7 @@ def evaluate(
     *,
     epsilon: float,
     key: jax.Array,
+    seed: int,
     episodes: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[float]:
@@ -33,12 +34,13 @@ def evaluate(
       environments: environments of their own, not those of training; they are reset first.
       epsilon: probability of a random action.
       key: random key.
+      seed: what the environments are reset with.
       episodes: how many, rounded up to a multiple of the number of environments.
       on_step: called after every step of the environments; may raise to stop.
     """
     wanted = math.ceil(episodes / environments.num_envs)
     returns: list[list[float]] = [[] for _ in range(environments.num_envs)]
-    time_step, step = environments.reset(), 0
+    time_step, step = environments.reset(seed), 0
     while min(map(len, returns)) < wanted:
         actions = functions.act(params, time_step.observation, np.float32(epsilon), key, np.int64(step))
         environments.send(np.asarray(actions))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from agents.replay import Replay, ReplayState, Step, Transition
 from nap.paths import PyTree
 
 
+@runtime_checkable  # for the tests, which check types at run time
 class Environments(Protocol):
     """What the loop needs of a vector of environments (`envs.atari.AtariEnvs` is one)."""
 
@@ -32,8 +34,8 @@ class Environments(Protocol):
         """How many environments are stepped together."""
         ...
 
-    def reset(self) -> Any:
-        """The first time step."""
+    def reset(self, seed: int) -> Any:
+        """The first time step of fresh episodes, determined by the seed."""
         ...
 
     def send(self, actions: np.ndarray) -> None:
@@ -82,8 +84,8 @@ class Functions(NamedTuple):
     init: Callable[[jax.Array], LoopState]
     act: Callable[..., Array]
     add: Callable[[ReplayState, Step], ReplayState]
-    learn: Callable[..., tuple[AgentState, Array]]
-    measure: Callable[..., tuple[AgentState, dict[str, Array]]]
+    learn: jax.stages.Wrapped
+    measure: jax.stages.Wrapped
 
 
 class Log(NamedTuple):
@@ -159,6 +161,7 @@ def train(
     environments: Environments,
     *,
     key: jax.Array,
+    seed: int,
     steps: int,
     hooks: Hooks,
 ) -> LoopState:
@@ -170,6 +173,7 @@ def train(
       state: where training stands; its arrays are donated, so it must not be used again.
       environments: the environments; they are reset first.
       key: the run's key, the same in every call.
+      seed: what the environments are reset with, another one in every call.
       steps: agent steps over all environments, rounded down to a multiple of their number.
       hooks: whom to tell.
 
@@ -180,25 +184,28 @@ def train(
     act_key, learn_key = jax.random.split(key)
     updates = int(agent.updates)
     waiting: list[tuple[int, Array]] = []  # losses on the device that nobody has looked at yet
-    logging: tuple[int, int, float, dict[str, Array]] | None = None
+    logging: dict[int, tuple[int, float, dict[str, Array]]] = {}  # what was measured at some of these updates
     losses: list[float] = []
     returns: list[float] = []
 
     def fetch() -> None:
-        nonlocal logging
         for update, loss in waiting:
             losses.append(float(loss))
             hooks.on_loss(update, losses[-1])
+            if update in logging:
+                at_step, epsilon, measured = logging.pop(update)
+                values = {name: float(value) for name, value in jax.device_get(measured).items() if name != "loss"}
+                hooks.on_log(Log(at_step, update, epsilon, sum(losses) / len(losses), values, tuple(returns)))
+                losses.clear()
+                returns.clear()
         waiting.clear()
-        if logging is not None:
-            at_step, update, epsilon, measured = logging
-            values = {name: float(value) for name, value in jax.device_get(measured).items() if name != "loss"}
-            hooks.on_log(Log(at_step, update, epsilon, sum(losses) / len(losses), values, tuple(returns)))
-            logging = None
-            losses.clear()
-            returns.clear()
 
-    time_step = environments.reset()
+    # The emulators take a second to start and need no Python for it: the learner is compiled meanwhile.
+    with ThreadPoolExecutor(1) as background:
+        starting = background.submit(environments.reset, seed)
+        first = functions.learn if updates else functions.measure
+        first.lower(agent, replay_state, learn_key).compile()
+        time_step = starting.result()
     for _ in range(steps // environments.num_envs):
         epsilon = schedule.epsilon(taken)
         actions = functions.act(agent.params, time_step.observation, np.float32(epsilon), act_key, np.int64(taken))
@@ -210,7 +217,7 @@ def train(
             if updates == 1 or updates % schedule.log_every == 0:
                 agent, measured = functions.measure(agent, replay_state, learn_key)
                 waiting.append((updates, measured["loss"]))
-                logging = (taken, updates, epsilon, measured)
+                logging[updates] = (taken, epsilon, measured)
             else:
                 agent, loss = functions.learn(agent, replay_state, learn_key)
                 waiting.append((updates, loss))

@@ -236,13 +236,21 @@ class AtariEnvs:
         self._seeds = _fold_seed(seed, num_envs)
         self._state: Literal["new", "idle", "stepping", "closed"] = "new"
 
-    def reset(self) -> TimeStep:
+    def reset(self, seed: int | None = None) -> TimeStep:
         """Starts every environment afresh from its seed: a second reset repeats the first one's episodes.
+
+        The emulators load their games anew, so what was played before leaves no trace: these environments then equal
+        new ones of that seed. The GIL is free meanwhile.
+
+        Args:
+            seed: any integer, for this reset and those after it; None keeps the one there was.
 
         Raises:
             RuntimeError: actions were sent and not received, or the environments are closed.
         """
         self._expect("reset", "new", "idle")
+        if seed is not None:
+            self._seeds = _fold_seed(seed, self.num_envs)
         first = np.ones(self.num_envs, bool)
         observation, info = self._redraw_noops(first, *self._env.reset(seed=self._seeds))
         self._lives, self._frame_number = info["lives"], info["frame_number"]

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import jax
@@ -45,9 +44,9 @@ class Config:
     frames: int = 10_000_000
     """Training frames."""
     iteration_frames: int = 100_000
-    """Training frames between evaluations; a checkpoint is saved there, and environments are made anew."""
+    """Training frames between evaluations; a checkpoint is saved there, and new episodes begin."""
     evaluation_episodes: int = 8
-    """Episodes of each evaluation, with learning off."""
+    """Episodes of each evaluation, with learning off; rounded up to a multiple of the environments."""
     protocol: Literal["machado", "dqn-zoo"] = "machado"
     """machado: sticky actions, no life-loss signal. dqn-zoo: no-op starts, zero discount on life loss."""
     full_action_space: bool = False
@@ -101,7 +100,6 @@ PRESETS = {
     "demo": Config(
         frames=64_000,
         iteration_frames=32_000,
-        evaluation_episodes=4,
         n_step=3,
         replay_capacity=20_000,
         min_replay_frames=8_000,
@@ -142,10 +140,15 @@ def resolve(config: Config) -> Config:
     except ValueError as error:
         raise harness.UserError(f"--game: {error}") from None
     positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
-    positive += ("target_period", "n_step", "replay_capacity", "log_every")
-    for name in positive:
-        if (value := getattr(config, name)) < 1:
-            raise harness.UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    positive += ("target_period", "n_step", "replay_capacity", "log_every", "project_every")
+    values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
+    lowest = dict.fromkeys(positive, 1) | dict.fromkeys(("seed", "lr", "lr_end", "optimizer_epsilon", "clip"), 0)
+    for name, least in lowest.items():
+        if not values[name] >= least:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least {least}")
+    for name in ("epsilon_end", "evaluation_epsilon"):
+        if not 0 <= values[name] <= 1:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must lie in 0 to 1")
     if config.frames % config.iteration_frames:
         nearest = max(1, round(config.frames / config.iteration_frames)) * config.iteration_frames
         raise harness.UserError(
@@ -164,6 +167,16 @@ def resolve(config: Config) -> Config:
         raise harness.UserError(
             f"--min-replay-frames {config.min_replay_frames}: it must be at least "
             f"{max(sequence, FRAME_SKIP * config.batch_size)}, for the first batch"
+        )
+    if config.total_updates < 1:
+        raise harness.UserError(
+            f"--min-replay-frames {config.min_replay_frames}: it must be at most "
+            f"{config.frames - FRAME_SKIP * config.update_period}, for an update within --frames {config.frames}"
+        )
+    if config.replay_capacity < sequence // FRAME_SKIP:
+        raise harness.UserError(
+            f"--replay-capacity {config.replay_capacity}: it must be at least {sequence // FRAME_SKIP}, "
+            f"{4 + config.n_step} steps of each of {config.num_envs} environments"
         )
     if not 0 < config.gamma <= 1:
         raise harness.UserError(f"--gamma {config.gamma}: it must be above 0 and at most 1")
@@ -192,8 +205,14 @@ def epsilon_at(config: Config, agent_steps: int) -> float:
 
 
 def _run(config: Config, opened: harness.Run) -> None:
-    with _environments(config, 0, "evaluation", num_envs=1) as probe:
-        functions = build(config, probe.num_actions)
+    assert config.environment is not None, "resolve(config) fills it in"
+    environments = AtariEnvs(config.game, protocol=config.environment, num_envs=config.num_envs, seed=config.seed)
+    with contextlib.closing(environments):
+        _train_and_evaluate(config, opened, environments)
+
+
+def _train_and_evaluate(config: Config, opened: harness.Run, environments: AtariEnvs) -> None:
+    functions = build(config, environments.num_actions)
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
     opened.progress.say(f"replay: {replay_bytes(config.replay_capacity) / 1e9:.2f} GB on {jax.devices()[0]}")
@@ -201,31 +220,30 @@ def _run(config: Config, opened: harness.Run) -> None:
     iteration, (state, last_return) = opened.restore((functions.init(init_key), np.asarray(np.nan)))
     while iteration < config.iterations:
         started, before = time.monotonic(), int(state.agent_steps)
-        with _environments(config, iteration, "train", config.num_envs) as envs:
-            state = train(
-                functions,
-                _schedule(config),
-                state,
-                envs,
-                key=train_key,
-                steps=config.iteration_frames // FRAME_SKIP,
-                hooks=_hooks(config, opened, iteration),
-            )
+        state = train(
+            functions,
+            _schedule(config),
+            state,
+            environments,
+            key=train_key,
+            seed=_environment_seed(config, iteration, "train"),
+            steps=config.iteration_frames // FRAME_SKIP,
+            hooks=_hooks(config, opened, iteration),
+        )
         jax.block_until_ready(state.agent.params)
         frames = FRAME_SKIP * int(state.agent_steps)
         speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
         opened.record_timing({"frames": frames, "frames_per_second": speed})
-        players = min(config.num_envs, config.evaluation_episodes)
-        with _environments(config, iteration, "evaluation", players) as envs:
-            returns = evaluate(
-                functions,
-                state.agent.params,
-                envs,
-                epsilon=config.evaluation_epsilon,
-                key=jax.random.fold_in(evaluation_key, iteration),
-                episodes=config.evaluation_episodes,
-                on_step=opened.check_interrupted,
-            )
+        returns = evaluate(
+            functions,
+            state.agent.params,
+            environments,
+            epsilon=config.evaluation_epsilon,
+            key=jax.random.fold_in(evaluation_key, iteration),
+            seed=_environment_seed(config, iteration, "evaluation"),
+            episodes=config.evaluation_episodes,
+            on_step=opened.check_interrupted,
+        )
         last_return = np.mean(returns)
         iteration += 1
         opened.record(
@@ -248,19 +266,10 @@ def _evaluation(config: Config, mean_return: np.floating | np.ndarray) -> dict[s
     return {"eval/return": score, "eval/human_normalised": human_normalised(config.game, score)}
 
 
-@contextlib.contextmanager
-def _environments(
-    config: Config, iteration: int, purpose: Literal["train", "evaluation"], num_envs: int
-) -> Iterator[AtariEnvs]:
-    """Fresh environments, seeded by the run's seed, the iteration and what they are for."""
+def _environment_seed(config: Config, iteration: int, purpose: Literal["train", "evaluation"]) -> int:
+    """Every iteration plays episodes of its own, and evaluation others than training."""
     stream = {"train": 0, "evaluation": 1}[purpose]
-    seed = int(np.random.SeedSequence([config.seed, iteration, stream]).generate_state(1)[0])
-    assert config.environment is not None, "resolve(config) fills it in"
-    envs = AtariEnvs(config.game, protocol=config.environment, num_envs=num_envs, seed=seed)
-    try:
-        yield envs
-    finally:
-        envs.close()
+    return int(np.random.SeedSequence([config.seed, iteration, stream]).generate_state(1)[0])
 
 
 def _schedule(config: Config) -> Schedule:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,11 +29,11 @@ from flax import nnx
 from agents.dqn import Agent, AgentState, make_agent
 from agents.loops import Hooks, LoopState, Schedule, train
 from agents.replay import ReplayState, Step, Transition, make_replay, transitions
-from envs.atari import PROTOCOLS, AtariEnvs
+from envs.atari import PROTOCOLS, AtariEnvs, TimeStep
 from experiments import harness
-from experiments.atari import Config, build, epsilon_at
+from experiments.atari import Config, build
 from experiments.harness.methods import NapConfig, make_optimizer, norm_of
-from experiments.harness.timing import Goal, Row, interleaved, rates, scaled, table
+from experiments.harness.timing import Goal, Row, interleaved, machine_facts, matmul_peak, rates, scaled, table
 from nap.networks import NatureCNN, Network, as_functions
 
 ACTIONS = 6  # Pong's
@@ -72,7 +72,12 @@ def run(options: Options) -> None:
     if options.repeats < 1:
         raise harness.UserError(f"--repeats {options.repeats}: it must be at least 1")
     harness.enable_compilation_cache()
-    facts = machine(options.repeats)
+    peak = matmul_peak(options.repeats)
+    facts = {
+        **machine_facts(),
+        "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s",
+        **learner_facts(options.repeats, peak),
+    }
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)
     rows: list[Row] = []
@@ -89,34 +94,23 @@ def run(options: Options) -> None:
     (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def machine(repeats: int) -> dict[str, str | int]:
-    """What the figures depend on: the machine, what else it is doing, and how fast it can multiply at all."""
+def learner_facts(repeats: int, peak: float) -> dict[str, str]:
+    """How much of the machine's peak, in FLOP/s, the default update reaches."""
     config = Config()
-    agent = make_learner(config)
-    state, batch = jax.jit(agent.init)(jax.random.key(0)), random_batch(config.batch_size)
-    flops = _flops(jax.jit(agent.learn), state, batch)
-    size = 2048
-    multiply, matrix = jax.jit(jnp.matmul), jnp.ones((size, size))
-    sides = {"multiply": lambda: multiply(matrix, matrix), "update": updates_of(agent, batch)}
-    seconds = interleaved(sides, repeats=repeats, calls=UPDATES)
-    peak, reached = 2 * size**3 / min(seconds["multiply"]), flops / statistics.median(seconds["update"])
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "load average at the start": f"{os.getloadavg()[0]:.2f} (what else runs spoils the figures)",
-        "float32 peak": f"{peak / 1e9:.0f} GFLOP/s ({size} x {size} matrices, best of {repeats})",
-        "DQN update": f"{flops / 1e9:.2f} GFLOP by XLA's count, {reached / 1e9:.0f} GFLOP/s = {reached / peak:.0%} of it",
-    }
+    agent, batch = make_learner(config), random_batch(config.batch_size)
+    compiled = jax.jit(agent.learn).lower(jax.eval_shape(agent.init, jax.random.key(0)), batch).compile()
+    flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
+    seconds = interleaved({"update": updates_of(agent, batch)}, repeats=repeats, calls=UPDATES)["update"]
+    reached = flops / statistics.median(seconds)
+    counted = f"{flops / 1e9:.2f} GFLOP by XLA's count"
+    return {"DQN update": f"{counted}, {reached / 1e9:.0f} GFLOP/s: {reached / peak:.0%} of the peak"}
 
 
 def projection(repeats: int) -> Iterator[Row]:
     """An update with projection against the same without."""
     sides = {method: make_learner(Config(method=method)) for method in ("layernorm", "nap")}
     times = _updates(sides, repeats)
-    yield Row("update: projection, vs without", "ms", *_milliseconds(times, "nap", "layernorm"), Goal(1.03))
+    yield Row("update: projection, vs without", "ms", times["nap"], times["layernorm"], Goal(1.03))
 
 
 def normalization(repeats: int) -> Iterator[Row]:
@@ -132,7 +126,7 @@ def normalization(repeats: int) -> Iterator[Row]:
     times = _updates(sides, repeats)
     for name in list(sides)[1:]:
         goal = Goal(1.06) if name == "LayerNorm" else None
-        yield Row(f"update: {name}, vs no norm", "ms", *_milliseconds(times, name, "plain"), goal)
+        yield Row(f"update: {name}, vs no norm", "ms", times[name], times["plain"], goal)
 
 
 def logging(repeats: int) -> Iterator[Row]:
@@ -165,7 +159,7 @@ def loop(repeats: int) -> Iterator[Row]:
     steps = VECTOR_STEPS * environments.num_envs
     try:
         for method in ("nap", "none"):
-            config = Config(method=method, replay_capacity=20_000, min_replay_frames=8_000)
+            config = Config(method=method, replay_capacity=20_000)
             agent, batch = make_learner(config), random_batch(config.batch_size)
             sides = {
                 "loop": training_of(config, environments, steps),
@@ -197,16 +191,19 @@ def replay(repeats: int) -> Iterator[Row]:
     bare_add = jax.jit(bare.add, donate_argnums=0)
     bare_sample = jax.jit(lambda state, key: bare.sample(state, key).experience)
     sample_transitions = jax.jit(lambda state, key: jax.vmap(one)(ours.sample(state, key)))
-    step = Step(
-        frame=np.random.default_rng(0).integers(0, 256, (num_envs, 84, 84), dtype=np.uint8),
-        action=np.zeros(num_envs, np.int32),
-        reward=np.ones(num_envs, np.float32),
-        discount=np.ones(num_envs, np.float32),
-        first=np.zeros(num_envs, bool),
+    step: Step = jax.tree.map(
+        np.asarray,  # on the host, as environments give it
+        Step(
+            frame=jax.random.bits(jax.random.key(0), (num_envs, 84, 84), jnp.uint8),
+            action=jnp.zeros(num_envs, jnp.int32),
+            reward=jnp.ones(num_envs),
+            discount=jnp.ones(num_envs),
+            first=jnp.zeros(num_envs, bool),
+        ),
     )
     bare_step = jax.tree.map(lambda leaf: leaf[:, None], step)
     key = jax.random.key(0)
-    rings = {name: ours.init().replace(is_full=jnp.array(True)) for name in ("ours", "bare")}
+    rings = {name: dataclasses.replace(ours.init(), is_full=jnp.array(True)) for name in ("ours", "bare")}
 
     def add(name: str, function: Callable[[ReplayState, Step], ReplayState], added: Step) -> ReplayState:
         rings[name] = function(rings[name], added)
@@ -260,17 +257,15 @@ def make_learner(config: Config, network: Network | None = None) -> Agent:
 
 def random_batch(size: int) -> Transition:
     """A batch of noise, resident on the device."""
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (2, size, 4, 84, 84), dtype=np.uint8)
-    return jax.device_put(
-        Transition(
-            s_tm1=frames[0],
-            a_tm1=rng.integers(0, ACTIONS, size, dtype=np.int32),
-            r_t=rng.normal(size=size).astype(np.float32),
-            discount_t=np.full(size, 0.99, np.float32),
-            s_t=frames[1],
-            weight=np.ones(size, np.float32),
-        )
+    old, new, actions, rewards = jax.random.split(jax.random.key(0), 4)
+    frames = (size, 4, 84, 84)
+    return Transition(
+        s_tm1=jax.random.bits(old, frames, jnp.uint8),
+        a_tm1=jax.random.randint(actions, (size,), 0, ACTIONS),
+        r_t=jax.random.normal(rewards, (size,)),
+        discount_t=jnp.full(size, 0.99),
+        s_t=jax.random.bits(new, frames, jnp.uint8),
+        weight=jnp.ones(size),
     )
 
 
@@ -288,26 +283,20 @@ def updates_of(agent: Agent, batch: Transition) -> Callable[[], AgentState]:
 
 
 def repeated(call: Callable[[], AgentState], times: int) -> Callable[[], AgentState]:
-    """A function that calls another several times, each one waited for as the loop does before it acts."""
-
-    def calls() -> AgentState:
-        return [jax.block_until_ready(call()) for _ in range(times)][-1]
-
-    return calls
+    """A function that calls another several times and waits for none of them."""
+    return lambda: [call() for _ in range(times)][-1]
 
 
 def training_of(config: Config, environments: AtariEnvs, steps: int) -> Callable[[], AgentState]:
-    """A function that trains on for so many agent steps; the steps before the first update are made here."""
+    """A function that trains for so many agent steps; those before the first update are taken here."""
     functions = build(config, environments.num_actions)
-    learning_starts = steps
-    schedule = Schedule(
-        config.update_period, learning_starts, config.log_every, lambda agent_steps: epsilon_at(config, agent_steps)
-    )
+    schedule = Schedule(config.update_period, steps, config.log_every, lambda _: config.epsilon_end)
     hooks = Hooks(on_step=lambda _: None, on_loss=lambda *_: None, on_log=lambda _: None)
     init_key, train_key = jax.random.split(jax.random.key(0))
+    running = _Running(environments)
 
     def go_on(state: LoopState) -> LoopState:
-        return train(functions, schedule, state, environments, key=train_key, steps=steps, hooks=hooks)
+        return train(functions, schedule, state, running, key=train_key, seed=0, steps=steps, hooks=hooks)
 
     state = go_on(functions.init(init_key))
 
@@ -317,6 +306,21 @@ def training_of(config: Config, environments: AtariEnvs, steps: int) -> Callable
         return state.agent
 
     return train_on
+
+
+class _Running:
+    """Environments that are reset once: a real run steps them for minutes between two resets, which take a second."""
+
+    def __init__(self, environments: AtariEnvs) -> None:
+        self.num_envs, self.send = environments.num_envs, environments.send
+        self._environments, self._now = environments, environments.reset()
+
+    def reset(self, seed: int) -> TimeStep:
+        return self._now
+
+    def recv(self) -> TimeStep:
+        self._now = self._environments.recv()
+        return self._now
 
 
 class _FlaxNatureCNN(nnx.Module):
@@ -347,19 +351,15 @@ class _FlaxNatureCNN(nnx.Module):
 
 
 def _updates(agents: dict[str, Agent], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of an update of each agent."""
+    """Milliseconds of an update of each agent."""
     batch = random_batch(Config().batch_size)
     sides = {name: updates_of(agent, batch) for name, agent in agents.items()}
-    return interleaved(sides, repeats=repeats, calls=UPDATES)
-
-
-def _milliseconds(times: dict[str, tuple[float, ...]], ours: str, reference: str) -> tuple[tuple[float, ...], ...]:
-    return scaled(times[ours], 1e3), scaled(times[reference], 1e3)
+    times = interleaved(sides, repeats=repeats, calls=UPDATES)
+    return {name: scaled(seconds, 1e3) for name, seconds in times.items()}
 
 
 def _act_at_random(environments: AtariEnvs) -> None:
     rng = np.random.default_rng(0)
-    environments.reset()
     for _ in range(VECTOR_STEPS):
         environments.step(rng.integers(0, environments.num_actions, environments.num_envs))
 
@@ -367,7 +367,7 @@ def _act_at_random(environments: AtariEnvs) -> None:
 def _seconds_to_first_update(cache: str) -> float:
     """Runs `atari` with that compilation cache until it has recorded its first update."""
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryFile("w+") as said:
-        sizes = ("--frames", "3200", "--iteration-frames", "3200", "--min-replay-frames", "640")
+        sizes = ("--frames", "3200", "--iteration-frames", "3200", "--min-replay-frames", "256")
         command = (sys.executable, "-m", "experiments", "atari", "--preset", "demo", *sizes, "--out", out)
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
         root = Path(__file__).resolve().parents[1]
@@ -383,17 +383,3 @@ def _seconds_to_first_update(cache: str) -> float:
         finally:
             process.kill()
             process.wait()
-
-
-def _flops(function: Any, *arguments: Any) -> float:
-    """Floating-point operations of a jitted call, as XLA counts them."""
-    return function.lower(*arguments).compile().cost_analysis()["flops"]
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -30,9 +30,8 @@ def imported(source: str, module: list[str]) -> Iterator[tuple[str, int]]:
                 yield alias.name.split(".")[0], node.lineno
         elif isinstance(node, ast.ImportFrom):
             inside = module[: len(module) - node.level + 1] if node.level else []
-            names = [".".join([*inside, node.module])] if node.module else [".".join([*inside, a.name]) for a in node.names]
-            for name in names:
-                yield name.split(".")[0], node.lineno
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                yield ".".join([*inside, name]).split(".")[0], node.lineno
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if called in ("import_module", "__import__"):
@@ -80,8 +79,7 @@ def test_what_is_imported_is_ours(package):
 
 
 def test_a_file_is_one_room():
-    lengths = {
-        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for package in PACKAGES for file in files(package)
-    }
+    ours = [file for package in PACKAGES for file in files(package)]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in ours}
     too_long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
     assert not too_long, f"longer than {LONGEST_FILE} lines; make a folder of each: {too_long}"

@@ -7,12 +7,16 @@ turns, each repeat gives one ratio of neighbours in time, and the median of thos
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,25 @@ def interleaved(
     return {name: tuple(values) for name, values in times.items()}
 
 
+def machine_facts() -> dict[str, str]:
+    """What every figure depends on, and the load, which tells whether other work spoils them."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "load average": f"{os.getloadavg()[0]:.2f} before we began",
+    }
+
+
+def matmul_peak(repeats: int, size: int = 2048) -> float:
+    """The best FLOP/s that JAX reaches in multiplying two square float32 matrices."""
+    multiply, matrix = jax.jit(jnp.matmul), jnp.ones((size, size))
+    times = interleaved({"multiply": lambda: multiply(matrix, matrix)}, repeats=3 * repeats)
+    return 2 * size**3 / min(times["multiply"])
+
+
 def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
     """The values in another unit."""
     return tuple(factor * value for value in values)
@@ -154,3 +177,12 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     )
     return "  ".join(aligned).rstrip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

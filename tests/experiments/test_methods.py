@@ -17,10 +17,14 @@ SGD = OptimizerConfig(optimizer="sgd", lr=0.1, clip=0.0)
 
 def params() -> dict:
     """Two normalized layers and an output: norms 5, 13 and 1."""
+
+    def norm() -> dict:
+        return {"scale": jnp.ones(2), "offset": jnp.zeros(2)}
+
     return {
         "layers": [
-            {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "scale": jnp.ones(2), "offset": jnp.zeros(2)},
-            {"kernel": jnp.array([[5.0, 0.0], [0.0, 12.0]]), "scale": jnp.ones(2), "offset": jnp.zeros(2)},
+            {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "norm": norm()},
+            {"kernel": jnp.array([[5.0, 0.0], [0.0, 12.0]]), "norm": norm()},
         ],
         "output": {"kernel": jnp.array([[0.6], [0.8]]), "bias": jnp.zeros(1)},
     }
@@ -87,7 +91,7 @@ def test_nap_projects_hidden_weights_and_not_the_output():
 
 def test_affine_is_handed_on():
     def scale_and_offset(affine: str) -> np.ndarray:
-        layer = after(make_optimizer("nap", SGD, NapConfig(affine=affine), UPDATES), 1)["layers"][0]
+        layer = after(make_optimizer("nap", SGD, NapConfig(affine=affine), UPDATES), 1)["layers"][0]["norm"]
         return np.concatenate([layer["scale"], layer["offset"]])
 
     free = np.array([0.9, 0.9, -0.1, -0.1])

@@ -1,0 +1,221 @@
+"""The Atari experiment through its command line and the real ALE: killed, stopped, diverging, finished, mistyped."""
+
+import fcntl
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import atari, harness
+from experiments.harness.catalogue import dispatch
+from experiments.harness.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+HIDDEN = [f"weight_norm/{layer}" for layer in ("torso/0", "torso/1", "torso/2", "hidden")]
+# Two iterations of 160 agent steps, more than the replay holds.
+OPTIONS = {
+    "game": "pong", "frames": 1280, "iteration-frames": 640, "min-replay-frames": 256, "replay-capacity": 300,
+    "num-envs": 2, "evaluation-episodes": 2, "batch-size": 8, "update-period": 4, "n-step": 3, "target-period": 16,
+    "log-every": 8, "exploration-frames": 1000, "lr": 1e-3,
+}  # fmt: skip
+RECORDS = [4, 6]  # of each iteration: at updates 1, 8, 16 / 24, ..., 56, and one of the evaluation
+
+
+def arguments(out: Path, **changes) -> list[str]:
+    changes = {name.replace("_", "-"): value for name, value in changes.items()}
+    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
+    return ["atari", *options, "--out", str(out)]
+
+
+def start(argv: list[str]) -> subprocess.Popen:
+    # One device, as users have, not the tests' eight.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "experiments", *argv]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(argv: list[str]) -> None:
+    process = start(argv)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def folder_of(out: Path) -> Path:
+    (folder,) = (out / "atari").iterdir()
+    return folder
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def records(folder: Path, phase: str = "train") -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["phase"] == phase]
+
+
+def final_arrays(folder: Path) -> list[tuple]:
+    """Path, dtype and bytes of everything in the last checkpoint."""
+    about = json.loads((folder / "config.json").read_text())
+    config, _ = harness.parse_command(atari.Config, arguments(folder)[1:], name="atari", description=None)
+    functions = atari.build(config, num_actions=6)
+    shapes = jax.eval_shape(functions.init, jax.random.key(0))._replace(agent_steps=np.zeros([], np.int64))
+    identity = {name: about[name] for name in ("experiment", "config")}
+    saved = Checkpoints(folder / "checkpoints", identity).restore((shapes, np.zeros([])), lambda _: None)
+    assert saved.iteration == 2
+    leaves = jax.tree_util.tree_leaves_with_path(saved.state)
+    return [(jax.tree_util.keystr(path), np.asarray(leaf).dtype, np.asarray(leaf).tobytes()) for path, leaf in leaves]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The out folder of one uninterrupted run, shared by all workers: the second to come finds it finished."""
+    out = tmp_path_factory.getbasetemp()
+    out = (out.parent if "PYTEST_XDIST_WORKER" in os.environ else out) / "uninterrupted-atari"
+    out.mkdir(exist_ok=True)
+    with open(out / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not list(out.glob("atari/*/DONE")):
+            finish(arguments(out))
+    return out
+
+
+def test_killed_at_random_moments_and_resumed_it_equals_the_uninterrupted_run(whole, tmp_path):
+    wanted = folder_of(whole)
+    metrics = tmp_path / "atari" / wanted.name / "metrics.jsonl"
+    seed = time.time_ns()
+    print("seed of the kills:", seed)  # shown when the test fails
+    moments = random.Random(seed)
+    targets = [
+        moments.randint(1, 3),  # in the first iteration: nothing is saved yet
+        RECORDS[0] + moments.randint(1, 4),  # after the first checkpoint
+        RECORDS[0] + moments.randint(1, 5),  # there again, or in the evaluation
+    ]
+    for target, saved in zip(targets, (0, 0, 1), strict=True):
+        with start(arguments(tmp_path)) as process:
+            ready = f"after iteration {saved}" if saved else " frames"
+            while process.poll() is None and ready not in process.stderr.readline():
+                pass  # until it has resumed, which cuts the records
+            while process.poll() is None and lines(metrics) < target:
+                time.sleep(0.002)
+            time.sleep(moments.random() * 0.2)
+            assert process.poll() is None, f"it ended before it was killed:\n{process.stderr.read()}"
+            process.kill()
+        assert not (metrics.parent / "DONE").exists()
+    finish(arguments(tmp_path))
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (metrics.parent / name).read_bytes() == (wanted / name).read_bytes(), name
+    ours, theirs = final_arrays(metrics.parent), final_arrays(wanted)
+    assert [path for path, *rest in ours if (path, *rest) not in theirs] == []
+    assert len(ours) == len(theirs) > 20
+
+
+def test_the_records_say_what_was_done_when(whole):
+    folder = folder_of(whole)
+    rows, evaluations = records(folder), records(folder, "eval")
+    assert [row["updates"] for row in rows] == [1, *range(8, 57, 8)]
+    assert [row["iteration"] for row in rows + evaluations] == [1] * 3 + [2] * 5 + [1, 2]
+    assert lines(folder / "metrics.jsonl") == sum(RECORDS)
+    for row in rows:
+        # An update is due every 4 agent steps from the 64th on.
+        assert row["agent_steps"] == 64 + 4 * row["updates"] and row["frames"] == 4 * row["agent_steps"]
+        assert row["epsilon"] == pytest.approx(1 - 0.99 * min(1, (row["frames"] - 256) / 1000))
+        assert row["learning_rate"] == pytest.approx(1e-3) and math.isfinite(row["loss"])
+    assert [(row["frames"], row["updates"]) for row in evaluations] == [(640, 23), (1280, 63)]
+    for row in evaluations:
+        assert row["eval/episodes"] == 2 and -21 <= row["eval/return"] <= 21
+        assert row["eval/human_normalised"] == pytest.approx((row["eval/return"] + 20.7) / (14.6 + 20.7))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == {"frames": 1280} | {key: evaluations[-1][key] for key in summary if key.startswith("eval/")}
+    assert {"eval/return", "eval/human_normalised"} < summary.keys()
+
+
+def test_nap_holds_the_hidden_norms_and_only_those(whole):
+    rows = records(folder_of(whole))
+    for name in HIDDEN:
+        np.testing.assert_allclose([row[name] for row in rows], rows[0][name], rtol=1e-6, err_msg=name)
+    output = [row["weight_norm/output"] for row in rows]
+    assert abs(output[-1] / output[0] - 1) > 1e-3
+    for layer in ("torso/0", "hidden", "output"):
+        assert rows[-1][f"elr/{layer}"] == pytest.approx(
+            rows[-1][f"update_norm/{layer}"] / rows[-1][f"weight_norm/{layer}"], rel=1e-5
+        )
+
+
+def test_sigterm_ends_with_143_and_one_line_and_layernorm_alone_holds_no_norm(tmp_path):
+    with start(arguments(tmp_path, method="layernorm", frames=6400, iteration_frames=6400)) as process:
+        heard = [process.stderr.readline(), process.stderr.readline()]  # the replay's size; progress: it trains
+        metrics = folder_of(tmp_path) / "metrics.jsonl"
+        while process.poll() is None and lines(metrics) < 10:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        heard += process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 143, heard
+    announced, last = (line for line in heard[1:] if not line.startswith("pong-"))
+    assert announced.startswith("SIGTERM: stopping")
+    assert last == "error: stopped by SIGTERM; no checkpoint was saved yet; the same command goes on"
+    assert not (metrics.parent / "DONE").exists()
+    rows = records(metrics.parent)
+    for name in HIDDEN:
+        assert abs(rows[-1][name] / rows[0][name] - 1) > 1e-4, name
+
+
+def test_the_same_command_returns_at_once_from_a_finished_run(whole, monkeypatch, capsys):
+    monkeypatch.setattr(atari, "build", lambda *_: pytest.fail("a finished run must not build anything"))
+    folder = folder_of(whole)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
+    for game in ("pong", "ALE/Pong-v5"):
+        assert dispatch(arguments(whole, game=game)) == 0
+        assert capsys.readouterr().err == f"{folder} is finished; --fresh would run it again\n"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    argv = arguments(tmp_path, method="none", optimizer="sgd", lr=1e30, clip=0, log_every=1)
+    assert dispatch(argv) == 1
+    folder = folder_of(tmp_path)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last in [
+        f"error: the loss is {number} at update 2 in {folder}; no checkpoint was saved yet" for number in ("nan", "inf")
+    ]
+    assert not (folder / "DONE").exists() and not (folder / "summary.json").exists()
+    assert [row["updates"] for row in records(folder)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"game": "pongg"}, "--game: unknown game 'pongg'; did you mean 'pong'?"),
+        ({"game": "joust"}, "--game: game 'joust' has no single-player mode"),
+        ({"frames": 2000}, "--frames 2000: it must be a multiple of --iteration-frames 640; the nearest is 1920"),
+        ({"iteration_frames": 12, "frames": 24}, "--iteration-frames 12: it must be a multiple of 8 "),
+        ({"min_replay_frames": 55}, "--min-replay-frames 55: it must be at least 56, for the first batch"),
+        ({"min_replay_frames": 56, "batch_size": 15}, "--min-replay-frames 56: it must be at least 60, "),
+        ({"min_replay_frames": 1280}, "--min-replay-frames 1280: it must be at most 1264, "),
+        ({"replay_capacity": 13}, "--replay-capacity 13: it must be at least 14"),
+        ({"frames": -640}, "--frames -640: it must be at least 1"),
+        ({"log_every": 0}, "--log-every 0: it must be at least 1"),
+        ({"project_every": 0}, "--project-every 0: it must be at least 1"),
+        ({"seed": -1}, "--seed -1: it must be at least 0"),
+        ({"lr": -1.0}, "--lr -1.0: it must be at least 0"),
+        ({"clip": -1.0}, "--clip -1.0: it must be at least 0"),
+        ({"gamma": 0.0}, "--gamma 0.0: it must be above 0 and at most 1"),
+        ({"epsilon_end": 1.5}, "--epsilon-end 1.5: it must lie in 0 to 1"),
+        ({"evaluation_epsilon": -0.5}, "--evaluation-epsilon -0.5: it must lie in 0 to 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(changes, line, tmp_path, capsys):
+    assert dispatch(arguments(tmp_path, **changes)) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {line}")
+    assert list(tmp_path.iterdir()) == []
