@@ -278,7 +278,7 @@ def test_a_hook_that_raises_stops_the_loop_there(hook, at):
 
 def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripted, list[int]]:
     environments, steps = Scripted([[1], [10], [4]]), []
-    environments.reward = lambda actions: np.array([1.0, 10.0, 100.0])
+    environments.reward = lambda actions: np.array([environments.t + 1.0, 10.0, 100.0])
     agent = make_agent(q_network(4, ACTIONS), optax.sgd(0.1), target_period=1)
     functions = functions_for(agent, 3, FRAME, STACK, batch_size=4)
     params = agent.init(jax.random.key(0)).params
@@ -291,7 +291,7 @@ def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripte
 
 def test_evaluation_counts_every_environments_first_episodes_not_the_short_ones():
     returns, environments, steps = evaluated(episodes=6)
-    assert returns == [1.0, 1.0, 100.0, 100.0, 400.0, 400.0]
+    assert returns == [1.0, 2.0, 100.0, 100.0, 400.0, 400.0]
     assert steps == list(range(1, 21)), "until the longest two are over, and not a step more"
     assert environments.calls[0] == "reset" and environments.seeds == [7]
 
