@@ -31,7 +31,7 @@ def evaluate(
     Args:
       functions: from `agents.loops.make_functions`.
       params: the Q-network's parameters.
-      environments: environments of their own, not those of training; they are reset first.
+      environments: they are reset first, so those of training will do, between two of its iterations.
       epsilon: probability of a random action.
       key: random key.
       seed: what the environments are reset with.
