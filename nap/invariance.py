@@ -42,7 +42,7 @@ class AuditRow:
       path: the parameter.
       role: its role.
       change: the largest change of the output when the parameter (with those that share its radius) is multiplied by a
-        constant, relative to the output's size.
+        constant, relative to the change when it is replaced by something else.
       invariant: whether `change` is below the tolerance.
       projected: whether NaP projects it.
       joined: whether it is scaled and projected together with others: scale and offset of one normalization.
@@ -101,7 +101,8 @@ class Audit:
         scales = ", ".join(f"{scale:g}" for scale in SCALES)
         return (
             f"{table}\n\n"
-            f"change: largest relative change of the output when the parameter is multiplied by {scales};\n"
+            f"change: of the output when the parameter is multiplied by {scales} (the largest),\n"
+            f"  relative to the change when it is replaced by something else;\n"
             f"invariant: change below {self.tolerance:g}; "
             f"jointly: the scale and offset of a normalization as one vector.\n{summary}"
         )
@@ -128,8 +129,8 @@ def audit(
         images.
       roles: as in `normalize_and_project`.
       affine: as in `normalize_and_project`.
-      tolerance: relative change below which a parameter counts as invariant. Scaling a layer that is not normalized
-        changes the output by 50 % and more, the epsilon of one that is by far less than 1 %.
+      tolerance: change below which a parameter counts as invariant. Scaling a layer that is not normalized has an
+        effect of the order of replacing it, the epsilon of one that is far less than a hundredth of that.
 
     Returns:
       An `Audit`; print it.
@@ -148,8 +149,8 @@ def audit(
         y = apply_fn(paths.replace(params, values | changed), *inputs)
         return jnp.concatenate([part.astype(jnp.float32).ravel() for part in jax.tree.leaves(y)])
 
-    def change_of(changed: dict[str, jax.Array]) -> float:
-        return float(jnp.linalg.norm(outputs(changed) - reference) / jnp.linalg.norm(reference))
+    def effect(changed: dict[str, jax.Array]) -> float:
+        return float(jnp.linalg.norm(outputs(changed) - reference))
 
     reference = outputs({})
     if not 0 < float(jnp.linalg.norm(reference)) < float("inf"):
@@ -162,12 +163,14 @@ def audit(
         if leaf.path not in values:
             continue
         group = joined.get(leaf.path, (leaf.path,))
-        change = max(change_of({path: scale * values[path] for path in group}) for scale in SCALES)
+        other = jnp.flip(values[leaf.path]) * jnp.linspace(-1, 1, values[leaf.path].size).reshape(leaf.shape)
+        replaced = effect({leaf.path: other})
+        scaled = max(effect({path: scale * values[path] for path in group}) for scale in SCALES)
+        change = scaled / replaced if replaced else 0.0
         invariant = change < tolerance
         projected = leaf.role is Role.HIDDEN or (affine == "project" and leaf.path in joined)
         held = projected or (affine == "regularize" and leaf.path in joined)
-        other = jnp.flip(values[leaf.path]) * jnp.linspace(-1, 1, values[leaf.path].size).reshape(leaf.shape)
-        if change_of({leaf.path: other}) == 0:
+        if not replaced:
             verdict = Verdict.UNUSED
         elif projected and not invariant:
             verdict = Verdict.CONSTRAINED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +16,9 @@ class NatureCNN(nnx.Module):
     """The convolutional Q-network of Mnih et al. (2015), with a normalization before each of its nonlinearities.
 
     Convolutions 32 of 8x8 by 4, 64 of 4x4 by 2, 64 of 3x3, then 512 units and a linear output, all VALID, initialized
-    uniformly in +-1/sqrt(fan in) as in DQN Zoo. The hidden layers have no bias if they are normalized.
+    uniformly in +-1/sqrt(fan in) as in DQN Zoo. The hidden layers have no bias if they are normalized, and the output
+    layer then starts 100 times smaller: its inputs have unit scale, and without that the first values would be so large
+    (a standard deviation of 0.4) that unlearning them kills channels. The output layer is never projected.
 
     Args:
       outputs: size of the output: the number of actions.
@@ -34,7 +38,7 @@ class NatureCNN(nnx.Module):
 
         self.torso = nnx.List([conv(stack, 32, 8, 4), conv(32, 64, 4, 2), conv(64, 64, 3, 1)])
         self.hidden = Linear(7 * 7 * 64, 512, norm=norm, before_output=True, kernel_init=uniform_fan_in, rngs=rngs)
-        self.output = Output(512, outputs, kernel_init=uniform_fan_in, rngs=rngs)
+        self.output = Output(512, outputs, kernel_init=uniform_fan_in if norm == "none" else _small, rngs=rngs)
 
     def __call__(self, frames: UInt8[Array, "batch stack 84 84"]) -> Float[Array, "batch outputs"]:
         """Outputs (action values) for a batch of stacked grey frames, 0 to 255, the oldest first."""
@@ -50,3 +54,7 @@ class NatureCNN(nnx.Module):
             x = activations[f"torso/{i}"] = layer(x)
         x = activations["hidden"] = self.hidden(x.reshape(x.shape[0], -1))
         return self.output(x), activations
+
+
+def _small(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    return 0.01 * uniform_fan_in(key, shape)
