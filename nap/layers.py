@@ -32,9 +32,7 @@ EPSILON = 1e-6
 def normalize(x: Float[Array, "..."], norm: Norm, axes: Sequence[int] = (-1,)) -> Float[Array, "..."]:
     """LayerNorm or RMSNorm of `x` over `axes`, without scale and offset; computed in float32 at least.
 
-    LayerNorm: (x - mean) / sqrt(variance + eps), RMSNorm: x / sqrt(mean(x^2) + eps), eps = 1e-6. The variance is that
-      of
-    the centred values: more exact than E[x^2] - E[x]^2, and cheaper on a CPU (`python -m experiments bench`).
+    LayerNorm: (x - mean) / sqrt(variance + eps), RMSNorm: x / sqrt(mean(x^2) + eps), eps = 1e-6.
     """
     if norm == "none":
         return x
