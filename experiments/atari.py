@@ -107,7 +107,7 @@ PRESETS = {
         target_period=250,
         update_period=8,
         log_every=50,
-        optimizer=OptimizerConfig(lr=1e-3),
+        optimizer=OptimizerConfig(lr=2.5e-4),
     ),
 }
 
