@@ -33,7 +33,7 @@ def run(*argv: str, presets=None, study=None) -> tuple[int, list]:
 
 
 def test_options_reach_the_configuration_and_the_shared_part(tmp_path):
-    code, calls = run("--rows", "3", "--inner.rate", "1", "--out", str(tmp_path), "--fresh")
+    code, calls = run("--rows", "3", "--rate", "1", "--out", str(tmp_path), "--fresh")
     expected = counter.Config(rows=3, inner=counter.Inner(rate=1.0))
     assert (code, calls) == (0, [(expected, harness.RunOptions(1, tmp_path, True))])
 
@@ -69,7 +69,7 @@ def test_a_typo_is_an_error(argv, capsys):
 def test_help_shows_the_shared_options_and_the_presets(capsys):
     assert run("--help") == (0, [])
     shown = capsys.readouterr().out
-    for words in ("--seed ", "--seeds", "--out", "--fresh", "--preset", "long", "--inner.rate", "Counts."):
+    for words in ("--seed ", "--seeds", "--out", "--fresh", "--preset", "long", "--rate", "Counts."):
         assert words in shown, words
 
 
