@@ -98,12 +98,12 @@ FRAME_SKIP = 4
 PRESETS = {
     "default": Config(),
     "demo": Config(
-        frames=64_000,
-        iteration_frames=32_000,
+        frames=48_000,
+        iteration_frames=24_000,
         n_step=3,
         replay_capacity=20_000,
         min_replay_frames=8_000,
-        exploration_frames=40_000,
+        exploration_frames=30_000,
         target_period=250,
         update_period=8,
         log_every=50,
