@@ -54,6 +54,16 @@ class Agent(NamedTuple):
     measure: Callable[[AgentState, Transition], tuple[AgentState, dict[str, Float[Array, ""]]]]
 
 
+class _Update(NamedTuple):
+    """An update: the state after it, and what it saw before."""
+
+    state: AgentState
+    loss: Array
+    steps: PyTree
+    q_tm1: Array
+    activations: dict[str, Array]
+
+
 def make_agent(
     network: Network, optimizer: optax.GradientTransformation, *, double: bool = True, target_period: int
 ) -> Agent:
@@ -65,10 +75,13 @@ def make_agent(
 
     Args:
       network: maps observations to action values, shape [batch, actions].
-      optimizer: the complete optimizer.
+      optimizer: the complete optimizer. Its update is also told the online network's activations for `s_tm1`, by layer,
+        as `activations=...`, for interventions such as ReDo.
       double: choose the bootstrap action by the online network (double DQN), not by the target network.
       target_period: updates between copies.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def init(key: jax.Array) -> AgentState:
         params = network.init(key)
@@ -81,39 +94,42 @@ def make_agent(
         random = jax.random.randint(action_key, values.shape[:1], 0, values.shape[1])
         return jnp.where(explore, random, jnp.argmax(values, axis=1))
 
-    def loss_of(params: PyTree, target_params: PyTree, batch: Transition) -> Array:
+    def loss_of(
+        params: PyTree, target_params: PyTree, batch: Transition
+    ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         q_t_target = network.apply(target_params, batch.s_t)
         q_t_selector = network.apply(params, batch.s_t) if double else q_t_target
-        q_tm1 = network.apply(params, batch.s_tm1)
+        q_tm1, activations = network.activations(params, batch.s_tm1)
         errors = jax.vmap(double_q_error)(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_target, q_t_selector)
         losses = optax.losses.huber_loss(errors)
-        return jnp.sum(batch.weight * losses) / jnp.maximum(jnp.sum(batch.weight), 1)
+        loss = jnp.sum(batch.weight * losses) / jnp.maximum(jnp.sum(batch.weight), 1)
+        return loss, (q_tm1, activations)
 
-    def update(state: AgentState, batch: Transition) -> tuple[AgentState, Array, PyTree]:
-        loss, gradients = jax.value_and_grad(loss_of)(state.params, state.target_params, batch)
-        steps, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    def update(state: AgentState, batch: Transition) -> _Update:
+        grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (q_tm1, activations)), gradients = grad_fn(state.params, state.target_params, batch)
+        steps, opt_state = optimizer.update(gradients, state.opt_state, state.params, activations=activations)
         params = optax.apply_updates(state.params, steps)
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)
-        return AgentState(params, target_params, opt_state, updates), loss, steps
+        return _Update(AgentState(params, target_params, opt_state, updates), loss, steps, q_tm1, activations)
 
     def learn(state: AgentState, batch: Transition) -> tuple[AgentState, Array]:
-        state, loss, _ = update(state, batch)
-        return state, loss
+        made = update(state, batch)
+        return made.state, made.loss
 
     def measure(state: AgentState, batch: Transition) -> tuple[AgentState, dict[str, Array]]:
-        new_state, loss, steps = update(state, batch)
-        values, activations = network.activations(state.params, batch.s_tm1)
-        measured = {"loss": loss, "mean_action_value": jnp.mean(values)}
-        for path, rate in nap.effective_learning_rates(steps, state.params).items():
+        made = update(state, batch)
+        measured = {"loss": made.loss, "mean_action_value": jnp.mean(made.q_tm1)}
+        for path, rate in nap.effective_learning_rates(made.steps, state.params).items():
             layer = path.removesuffix("/kernel")
             measured[f"weight_norm/{layer}"] = rate.weight_norm
             measured[f"update_norm/{layer}"] = rate.update_norm
             measured[f"elr/{layer}"] = rate.ratio
             measured[f"angle/{layer}"] = rate.angle
-        for layer, activation in activations.items():
+        for layer, activation in made.activations.items():
             for tau, fraction in dormant_fraction(activation).items():
                 measured[f"dormant_fraction_{tau:g}/{layer}"] = fraction
-        return new_state, measured
+        return made.state, measured
 
     return Agent(init, act, learn, measure)

@@ -7,14 +7,15 @@ and declares the role of each of its variables, so that `nap.roles` need not inf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from nap.activations import Activation, ActivationName, make_activation
 from nap.roles import Role
 
 Norm = Literal["none", "layer", "rms"]
@@ -23,7 +24,8 @@ Norm = Literal["none", "layer", "rms"]
 NormAxes = Literal["channels", "all"]
 """What a convolution's normalization averages over: the channels of each position, or height, width and channels."""
 
-Activation = Callable[[jax.Array], jax.Array]
+Padding = Literal["VALID", "SAME"]
+"""A convolution's padding: none, or zeros around so that with stride 1 the height and width stay."""
 
 EPSILON = 1e-6
 """Added to the mean square before the root. Scale invariance needs pre-activations whose square is far above it."""
@@ -74,13 +76,13 @@ class Linear(nnx.Module):
       inputs: size of the input's last axis.
       outputs: number of units.
       norm: "layer", "rms" or "none".
-      activation: the nonlinearity.
+      activation: the nonlinearity: a name or a function, see `nap.activations`.
       before_output: see `Normalization`.
       kernel_init: initializer of the kernel; its norm at initialization is the radius that NaP keeps.
       rngs: NNX random streams.
 
     Raises:
-      ValueError: a `norm` that does not exist.
+      ValueError: a `norm` or `activation` that does not exist.
     """
 
     def __init__(
@@ -89,39 +91,40 @@ class Linear(nnx.Module):
         outputs: int,
         *,
         norm: Norm = "layer",
-        activation: Activation = nnx.relu,
+        activation: Activation | ActivationName = "relu",
         before_output: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        _check_norm(norm)
+        _check("norm", norm, Norm)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.HIDDEN)
         self.norm, self.bias = _norm_or_bias(outputs, norm, (-1,), before_output)
-        self.activation = activation
+        self.activation = make_activation(activation, outputs)
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """The layer's activations."""
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
+        """The layer's activations: `features_per_unit` of the activation for each unit."""
         return self.activation(_finish(self, x @ self.kernel[...].astype(x.dtype)))
 
 
 class Conv(nnx.Module):
-    """A convolution (VALID padding, channels last) with its normalization and nonlinearity.
+    """A convolution (channels last) with its normalization and nonlinearity.
 
     Args:
       inputs: input channels.
-      outputs: output channels.
+      outputs: output channels (units).
       size: height and width of the kernel.
       stride: step in both directions.
+      padding: "VALID" or "SAME".
       norm: "layer", "rms" or "none".
       norm_axes: "channels" normalizes each position by itself, "all" over height, width and channels together. Both
         make the layer invariant to the kernel's scale.
-      activation: the nonlinearity.
+      activation: the nonlinearity: a name or a function, see `nap.activations`.
       before_output: see `Normalization`.
       kernel_init: initializer of the kernel, shape [size, size, inputs, outputs].
       rngs: NNX random streams.
 
     Raises:
-      ValueError: a `norm` or `norm_axes` that does not exist.
+      ValueError: a `norm`, `norm_axes`, `padding` or `activation` that does not exist.
     """
 
     def __init__(
@@ -131,28 +134,30 @@ class Conv(nnx.Module):
         size: int,
         stride: int = 1,
         *,
+        padding: Padding = "VALID",
         norm: Norm = "layer",
         norm_axes: NormAxes = "channels",
-        activation: Activation = nnx.relu,
+        activation: Activation | ActivationName = "relu",
         before_output: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        _check_norm(norm)
-        if norm_axes not in get_args(NormAxes):
-            raise ValueError(f"norm_axes must be one of {', '.join(map(repr, get_args(NormAxes)))}, got {norm_axes!r}")
+        _check("norm", norm, Norm)
+        _check("norm_axes", norm_axes, NormAxes)
+        _check("padding", padding, Padding)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs, outputs)), role=Role.HIDDEN)
         axes = (-1,) if norm_axes == "channels" else (-3, -2, -1)
         self.norm, self.bias = _norm_or_bias(outputs, norm, axes, before_output)
-        self.stride, self.activation = stride, activation
+        self.stride, self.padding = stride, padding
+        self.activation = make_activation(activation, outputs)
 
-    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w outputs"]:
-        """The layer's activations."""
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w features"]:
+        """The layer's activations: `features_per_unit` of the activation for each unit."""
         z = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
             (self.stride, self.stride),
-            "VALID",
+            self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return self.activation(_finish(self, z))
@@ -208,6 +213,6 @@ def _finish(block: Linear | Conv, z: jax.Array) -> jax.Array:
     return z
 
 
-def _check_norm(norm: str) -> None:
-    if norm not in get_args(Norm):
-        raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")
+def _check(argument: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

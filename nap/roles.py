@@ -38,6 +38,7 @@ class Role(enum.StrEnum):
     OUTPUT_SCALE = "output scale"  # the same two for the last normalization before an output layer: scaling them
     OUTPUT_OFFSET = "output offset"  # together scales the output, so like the output weight they stay free
     BIAS = "bias"  # a vector added without a normalization of its own
+    ACTIVATION = "activation parameter"  # learned by an activation function (slope, coefficients); never projected
     OTHER = "not a weight"  # integers, random keys, activation functions
 
 

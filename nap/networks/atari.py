@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from nap.activations import Activation, ActivationName, features_per_unit
 from nap.layers import Conv, Linear, Norm, NormAxes, Output, uniform_fan_in
+from nap.networks.functions import in_a_row
 
 
 class NatureCNN(nnx.Module):
@@ -24,21 +26,52 @@ class NatureCNN(nnx.Module):
       outputs: size of the output: the number of actions.
       norm: "layer", "rms" or "none".
       norm_axes: see `nap.layers.Conv`.
+      activation: the nonlinearity: a name or a function, see `nap.activations`.
       stack: frames in an observation.
       rngs: NNX random streams.
     """
 
     def __init__(
-        self, outputs: int, *, norm: Norm = "layer", norm_axes: NormAxes = "channels", stack: int = 4, rngs: nnx.Rngs
+        self,
+        outputs: int,
+        *,
+        norm: Norm = "layer",
+        norm_axes: NormAxes = "channels",
+        activation: Activation | ActivationName = "relu",
+        stack: int = 4,
+        rngs: nnx.Rngs,
     ):
+        k = features_per_unit(activation)
+
         def conv(inputs: int, channels: int, size: int, stride: int) -> Conv:
             return Conv(
-                inputs, channels, size, stride, norm=norm, norm_axes=norm_axes, kernel_init=uniform_fan_in, rngs=rngs
+                inputs,
+                channels,
+                size,
+                stride,
+                norm=norm,
+                norm_axes=norm_axes,
+                activation=activation,
+                kernel_init=uniform_fan_in,
+                rngs=rngs,
             )
 
-        self.torso = nnx.List([conv(stack, 32, 8, 4), conv(32, 64, 4, 2), conv(64, 64, 3, 1)])
-        self.hidden = Linear(7 * 7 * 64, 512, norm=norm, before_output=True, kernel_init=uniform_fan_in, rngs=rngs)
-        self.output = Output(512, outputs, kernel_init=uniform_fan_in if norm == "none" else _small, rngs=rngs)
+        self.torso = nnx.List([conv(stack, 32, 8, 4), conv(k * 32, 64, 4, 2), conv(k * 64, 64, 3, 1)])
+        self.hidden = Linear(
+            7 * 7 * k * 64,
+            512,
+            norm=norm,
+            activation=activation,
+            before_output=True,
+            kernel_init=uniform_fan_in,
+            rngs=rngs,
+        )
+        self.output = Output(k * 512, outputs, kernel_init=uniform_fan_in if norm == "none" else _small, rngs=rngs)
+
+    @property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """For each hidden layer, the layers that take its activations in."""
+        return in_a_row(["torso/0", "torso/1", "torso/2", "hidden"])
 
     def __call__(self, frames: UInt8[Array, "batch stack 84 84"]) -> Float[Array, "batch outputs"]:
         """Outputs (action values) for a batch of stacked grey frames, 0 to 255, the oldest first."""

@@ -250,6 +250,28 @@ def test_what_measure_tells_equals_numpy_on_the_parameters_before_and_after():
             np.testing.assert_allclose(measured[name], wanted[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("function", ["learn", "measure"])
+def test_the_optimizer_is_told_the_online_activations_of_s_tm1(function):
+    def keep(updates, state, params=None, *, activations, **extra):
+        return updates, activations
+
+    def nothing(params):
+        return {layer: jnp.zeros(()) for layer in mlp().readers}
+
+    keeper = optax.GradientTransformationExtraArgs(nothing, keep)
+    optimizer = nap.normalize_and_project(optax.chain(optax.clip(1.0), keeper, optax.sgd(0.1)))
+    agent = make_agent(mlp(), optimizer, target_period=100)
+    state = agent.init(jax.random.key(0))
+    state = with_params(state, perturbed(state.params, 1), perturbed(state.params, 2))
+    batch = batch_at(batches(1), 0)
+    new, _ = jax.jit(getattr(agent, function))(state, batch)
+    told = new.opt_state[0][1]
+    assert told.keys() == {"hidden/0", "hidden/1"}
+    expected = forward(double(state.params), batch.s_tm1).activations
+    for activation, layer in zip(expected, ("hidden/0", "hidden/1"), strict=True):
+        np.testing.assert_allclose(told[layer], activation, rtol=1e-4, atol=1e-5)
+
+
 def norms(params) -> dict[str, float]:
     return {path: float(np.linalg.norm(leaf)) for path, leaf in double(params).items()}
 
