@@ -1,4 +1,4 @@
-"""Draw finished and running runs into one HTML file: returns, weight norms, effective learning rates."""
+"""Draw finished and running runs into one HTML file: performance, weight norms, effective learning rates."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,9 @@ class Options:
     out: Path | None = None
     """The HTML file; by default report.html in the folder that holds all the runs."""
     figure: Path | None = None
-    """Also write this PNG: returns, weight norms and effective learning rates side by side."""
+    """Also write this PNG: performance, weight norms and effective learning rates side by side."""
+    figures: Path | None = None
+    """Also write every figure into this folder: as PNG, as PDF and, in numbers, as CSV."""
 
 
 def main(argv: list[str]) -> int:
@@ -27,9 +29,16 @@ def main(argv: list[str]) -> int:
         prog="python -m experiments report",
         description=__doc__,
     )
-    from experiments.harness.report import write_figure, write_report  # matplotlib and polars: not for --help
+    from experiments.harness.report import (
+        write_figure,
+        write_figures,
+        write_report,
+    )  # matplotlib and polars: not for --help
 
     print(write_report(options.runs, options.out))
     if options.figure is not None:
         print(write_figure(options.runs, options.figure))
+    if options.figures is not None:
+        for path in write_figures(options.runs, options.figures):
+            print(path)
     return 0

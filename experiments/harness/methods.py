@@ -1,25 +1,38 @@
-"""What `--method`, `--optimizer`, `--lr` and `--schedule` stand for: one place for every experiment."""
+"""What `--method`, `--optimizer`, `--lr` and `--schedule` stand for: one place for every experiment.
+
+A method is a network (`none`, `layernorm`, `rmsnorm`, `nap`), an activation, and interventions, joined by "+":
+`nap+redo`, `layernorm+l2-init`, `crelu`. Where no network is named it is `none`, the plain one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import optax
 
 import nap
+from experiments.harness import rivals
+from experiments.harness.errors import UserError, unknown
+from experiments.harness.rivals import Context, RivalsConfig, Setting
+from nap import interventions
+from nap.activations import ActivationName
 from nap.layers import Norm
+from nap.networks import Network
 from nap.projection import Affine
 
-Method = Literal["none", "layernorm", "nap"]
+Base = Literal["none", "layernorm", "rmsnorm", "nap"]
+ACTIVATIONS: tuple[ActivationName, ...] = ("leaky-relu", "crelu", "prelu", "rational", "fourier")
+NOT_HOMOGENEOUS: tuple[ActivationName, ...] = ("rational", "fourier")
+"""Activations for which scaling scale and offset together changes the function: projecting them would constrain it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and its learning rate."""
 
-    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    """adam; rmsprop (centred, decay 0.95, as DQN has it); sgd (plain)."""
+    optimizer: Literal["adam", "rmsprop", "momentum", "sgd"] = "adam"
+    """adam; rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -28,6 +41,10 @@ class OptimizerConfig:
     """Where the linear and the cosine schedule end, as a fraction of the peak."""
     optimizer_epsilon: float = 1.5e-4
     """Added to the root of the second moment (adam), or inside the root (rmsprop)."""
+    adam_b1: float = 0.9
+    """Decay of Adam's first moment."""
+    adam_b2: float = 0.999
+    """Decay of Adam's second moment."""
     clip: float = 10.0
     """Largest global norm of the gradient; 0 for no clipping."""
 
@@ -38,10 +55,48 @@ class NapConfig:
 
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm or RMSNorm before every nonlinearity."""
-    affine: Affine = "project"
-    """Scale and offset of hidden normalizations: projected jointly, regularized to 1 and 0, or left free."""
+    affine: Affine | Literal["auto"] = "auto"
+    """Scale and offset of hidden normalizations: projected jointly, regularized to 1 and 0, or left free; auto projects
+    them before activations like ReLU, and regularizes them before others."""
     project_every: int = 1
     """Project after every so many updates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method's parts."""
+
+    base: Base
+    activation: ActivationName
+    interventions: tuple[str, ...]
+
+
+def parse_method(text: str) -> Method:
+    """The parts of a method's name.
+
+    Raises:
+      UserError: a part that does not exist (with the nearest one), two networks or two activations, a part twice.
+    """
+    parts = text.split("+")
+    for part in parts:
+        if part not in method_names():
+            raise unknown("a method", part, method_names())
+    bases: list[Base] = [base for base in get_args(Base) if base in parts]
+    activations = [activation for activation in ACTIVATIONS if activation in parts]
+    for chosen in (bases, activations):
+        if len(chosen) > 1:
+            raise UserError(f"--method {text}: it can have one of {' and '.join(chosen)}, not both")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"--method {text}: a part is named twice")
+    if "plasticity-injection" in parts and (others := [name for name in rivals.RECYCLING if name in parts]):
+        raise UserError(f"--method {text}: plasticity-injection has two heads, and {others[0]} is for one; drop either")
+    others = tuple(name for name in rivals.names() if name in parts)
+    return Method(bases[0] if bases else "none", activations[0] if activations else "relu", others)
+
+
+def method_names() -> list[str]:
+    """All parts that a method can have."""
+    return [*get_args(Base), *ACTIVATIONS, *rivals.names()]
 
 
 def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
@@ -55,28 +110,82 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 def norm_of(method: Method, config: NapConfig) -> Norm:
     """The normalization that a method's network has."""
-    return "none" if method == "none" else config.norm
+    if method.base == "none":
+        return "none"
+    return "rms" if method.base == "rmsnorm" else config.norm
+
+
+def adapt_network(method: Method, network: Network) -> Network:
+    """The network as the method trains it: with a second head for plasticity injection, otherwise as it is.
+
+    The head is the last hidden layer and the output.
+    """
+    if "plasticity-injection" not in method.interventions:
+        return network
+    last = list(network.readers)[-1]
+    return interventions.with_injection(network, [f"{last}/*", *(f"{reader}/*" for reader in network.readers[last])])
 
 
 def make_optimizer(
-    method: Method, config: OptimizerConfig, nap_config: NapConfig, updates: int
-) -> optax.GradientTransformation:
-    """The complete optimizer of a method: clipping, the optimizer, and projection if the method has it.
+    method: Method, config: OptimizerConfig, nap_config: NapConfig, rivals_config: RivalsConfig, setting: Setting
+) -> optax.GradientTransformationExtraArgs:
+    """The complete optimizer of a method.
 
-    Args:
-      method: "none" and "layernorm" only differ in the network.
-      config: the optimizer.
-      nap_config: the projection.
-      updates: length of the run, for the learning-rate schedule.
+    In this order: regularizers on the gradient, clipping, the optimizer, interventions, and projection if the method
+    has it.
+
+    Raises:
+      UserError: an intervention that comes once a task in a run without tasks, or a strength that makes no sense.
     """
-    rate = learning_rate(config, updates)
+    context = Context(rivals_config, setting, learning_rate(config, setting.updates))
+    chosen = method.interventions
+    try:
+        before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
+        clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+        optimizer: optax.GradientTransformation = optax.chain(*before, *clip, _step(method, config, context))
+        for name, wrap in rivals.WRAPPERS.items():
+            if name in chosen:
+                optimizer = wrap(optimizer, context)
+        after = [build(context) for name, build in rivals.AFTER.items() if name in chosen]
+    except ValueError as error:
+        raise UserError(f"--method {'+'.join(chosen)}: {error}") from None
+    if after:
+        optimizer = optax.chain(optimizer, *after)
+    if method.base == "nap":
+        fitting: Affine = "regularize" if method.activation in NOT_HOMOGENEOUS else "project"
+        affine = fitting if nap_config.affine == "auto" else nap_config.affine
+        return nap.normalize_and_project(optimizer, affine=affine, every=nap_config.project_every)
+    return optax.with_extra_args_support(optimizer)
+
+
+def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.GradientTransformation:
+    """The optimizer proper, the learning rate included."""
+    if config.optimizer == "rmsprop":
+        if rest := set(method.interventions) & set(rivals.OF_THE_STEP):
+            raise ValueError(f"{min(rest)} needs --optimizer adam, momentum or sgd, got rmsprop")
+        return optax.rmsprop(context.rate, decay=0.95, eps=config.optimizer_epsilon, centered=True)
+    direction = _direction(method, config, context)
+    if "upgd" in method.interventions:
+        return interventions.upgd(
+            context.rate,
+            sigma=context.config.upgd_sigma,
+            weight_decay=context.config.upgd_weight_decay,
+            key=context.key("upgd"),
+            direction=direction,
+        )
+    return optax.chain(direction, optax.scale_by_learning_rate(context.rate))
+
+
+def _direction(method: Method, config: OptimizerConfig, context: Context) -> optax.GradientTransformation:
+    chosen = method.interventions
     if config.optimizer == "adam":
-        step = optax.adam(rate, eps=config.optimizer_epsilon)
-    elif config.optimizer == "rmsprop":
-        step = optax.rmsprop(rate, decay=0.95, eps=config.optimizer_epsilon, centered=True)
-    else:
-        step = optax.sgd(rate)
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), step) if config.clip else step
-    if method == "nap":
-        return nap.normalize_and_project(optimizer, affine=nap_config.affine, every=nap_config.project_every)
-    return optimizer
+        # Recycled units need a step count of their own; where there are none, the single count is cheaper.
+        adam = interventions.scale_by_adam if set(chosen) & set(rivals.RECYCLING) else optax.scale_by_adam
+        equal = context.config.equal_beta
+        b1, b2 = (equal, equal) if "equal-betas" in chosen else (config.adam_b1, config.adam_b2)
+        epsilon = context.config.large_epsilon if "large-epsilon" in chosen else config.optimizer_epsilon
+        return adam(b1, b2, eps=epsilon)
+    for name in ("large-epsilon", "equal-betas"):
+        if name in chosen:
+            raise ValueError(f"{name} changes Adam, and the optimizer is {config.optimizer}")
+    return optax.trace(0.9) if config.optimizer == "momentum" else optax.identity()

@@ -18,24 +18,32 @@ from experiments.harness.folder import CONFIG, DONE, METRICS
 from experiments.harness.identity import flatten
 from experiments.harness.records import STEP_NAMES
 
-_METHOD_ORDER = ("none", "layernorm", "nap")  # from plain to projected; other methods follow by name
+BASES = ("none", "layernorm", "rmsnorm", "nap")  # from plain to projected; a method is one of them, or is joined with +
+_PROBLEM = ("data", "network", "hidden", "reset_head", "protocol")  # what makes a stream of tasks another problem
 _ROWS_WITH_ALL_NAMES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """One run as it lies on disk."""
+    """One seed of a run as it lies on disk; the folders of some experiments hold many seeds."""
 
     folder: Path
     about: dict[str, Any]  # config.json
+    seed: int
     records: pl.DataFrame  # a row a record, a column a name; null where a record has no such name
     done: bool
-    variant: str = ""  # settings in which runs of one method differ, beside the seed: those must not be averaged
+    problem: str = ""  # the game, or the stream of tasks with the settings in which runs of that stream differ
+    differences: tuple[tuple[str, str], ...] = ()  # settings in which runs of one method differ, beside the seed
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         return self.about["config"]
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return str(self.about["experiment"])
 
     @property
     def method(self) -> str:
@@ -44,18 +52,13 @@ class LoadedRun:
 
     @property
     def label(self) -> str:
-        """What the run is called beside others: its method, with its variant where the method alone is not enough."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        """What the run is called beside others: its method, and what must not be averaged where that is not enough."""
+        return self.label_without()
 
-    @property
-    def game(self) -> str:
-        """The game's name; the experiment's name where there is no game."""
-        return str(self.config.get("game", self.about["experiment"]))
-
-    @property
-    def seed(self) -> int:
-        """The seed."""
-        return int(self.config.get("seed", 0))
+    def label_without(self, *settings: str) -> str:
+        """The label, some settings left out of it."""
+        variant = ", ".join(f"{name} {value}" for name, value in self.differences if name not in settings)
+        return f"{self.method} ({variant})" if variant else self.method
 
     @property
     def axis(self) -> str:
@@ -87,7 +90,7 @@ class LoadedRun:
 
 
 def load_runs(paths: Iterable[Path]) -> list[LoadedRun]:
-    """All runs under some folders, sorted by experiment, game, method and seed.
+    """All runs under some folders, one for each seed, sorted by experiment, problem, method and seed.
 
     Args:
         paths: run folders, or folders that hold some, at any depth.
@@ -104,35 +107,77 @@ def load_runs(paths: Iterable[Path]) -> list[LoadedRun]:
         if not found:
             raise UserError(f"there is no run in {path}: no folder with {CONFIG} and {METRICS}")
         folders.update(dict.fromkeys(found))
-    runs = [run for run in map(_load, folders) if run.records.height]
+    runs = [run for folder in folders for run in _load(folder)]
     if not runs:
         raise UserError(f"no run in {', '.join(map(str, paths))} has a record yet")
-    return sorted(_with_variants(runs), key=_place)
+    return sorted(_with_differences(_with_problems(runs)), key=_place)
 
 
-def _with_variants(runs: list[LoadedRun]) -> list[LoadedRun]:
-    """The runs, with a variant where runs of one experiment, game and method differ in more than the seed."""
-    settings = [dict(flatten(run.config)) for run in runs]
-    names = dict.fromkeys(name for setting in settings for name in setting if name not in ("game", "method", "seed"))
-    telling = []
-    for name in names:
-        values: dict[tuple[str, str, str], set[str]] = {}
-        for run, setting in zip(runs, settings, strict=True):
-            values.setdefault((run.about["experiment"], run.game, run.method), set()).add(str(setting.get(name)))
-        if any(len(of_method) > 1 for of_method in values.values()):
-            telling.append(name)
-    variants = (", ".join(f"{name} {setting.get(name)}" for name in telling) for setting in settings)
-    return [dataclasses.replace(run, variant=variant) for run, variant in zip(runs, variants, strict=True)]
+def method_order(label: str) -> tuple[str, int, str]:
+    """Sorts methods: the bases from plain to projected, then what they are joined with, each beside its joined form."""
+    base, rest = split_method(label)
+    return rest, BASES.index(base), label
 
 
-def _place(run: LoadedRun) -> tuple[str, str, int, str, int]:
-    order = _METHOD_ORDER.index(run.method) if run.method in _METHOD_ORDER else len(_METHOD_ORDER)
-    return run.about["experiment"], run.game, order, run.label, run.seed
+def split_method(label: str) -> tuple[str, str]:
+    """A label's base and all the rest of it: ("nap", "redo") of "nap+redo"; without a base it is "none"."""
+    method, _, variant = label.partition(" ")
+    parts = method.split("+")
+    base = next((part for part in parts if part in BASES), BASES[0])
+    return base, " ".join(filter(None, ["+".join(part for part in parts if part not in BASES), variant]))
 
 
 def common_folder(runs: list[LoadedRun]) -> Path:
     """The folder that holds all the runs; a single run's own."""
     return Path(os.path.commonpath([run.folder for run in runs]))
+
+
+def _with_problems(runs: list[LoadedRun]) -> list[LoadedRun]:
+    """The runs with their problems: the game; or the stream, and whatever else makes the tasks of two runs differ."""
+    streams: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for name, value in _of_problem(run):
+            streams.setdefault(str(run.config.get("stream")), {}).setdefault(name, set()).add(value)
+
+    def problem(run: LoadedRun) -> str:
+        if "stream" not in run.config:
+            return str(run.config.get("game", run.experiment))
+        stream = str(run.config["stream"])
+        telling = [f"{name} {value}" for name, value in _of_problem(run) if len(streams[stream][name]) > 1]
+        return f"{stream} ({', '.join(telling)})" if telling else stream
+
+    return [dataclasses.replace(run, problem=problem(run)) for run in runs]
+
+
+def _of_problem(run: LoadedRun) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in flatten(run.config) if _is_of_problem(run, name)]
+
+
+def _is_of_problem(run: LoadedRun, name: str) -> bool:
+    return "stream" in run.config and name.partition(".")[0] in _PROBLEM
+
+
+def _with_differences(runs: list[LoadedRun]) -> list[LoadedRun]:
+    """The runs with the settings, beside the seed, in which runs of one experiment, problem and method differ."""
+    settings = [dict(flatten(run.config)) for run in runs]
+    alike = ("game", "stream", "method", "seed", "seeds")
+    names = dict.fromkeys(name for setting in settings for name in setting if name not in alike)
+    telling: list[str] = []
+    for name in names:
+        values: dict[tuple[str, str, str], set[str]] = {}
+        for run, setting in zip(runs, settings, strict=True):
+            if not _is_of_problem(run, name):
+                values.setdefault((run.experiment, run.problem, run.method), set()).add(str(setting.get(name)))
+        if any(len(of_method) > 1 for of_method in values.values()):
+            telling.append(name)
+    return [
+        dataclasses.replace(run, differences=tuple((name, str(setting.get(name))) for name in telling))
+        for run, setting in zip(runs, settings, strict=True)
+    ]
+
+
+def _place(run: LoadedRun) -> tuple[str, str, str, int, str, int]:
+    return run.experiment, run.problem, *method_order(run.label), run.seed
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
@@ -141,7 +186,8 @@ def _run_folders(path: Path) -> Iterator[Path]:
             yield config.parent
 
 
-def _load(folder: Path) -> LoadedRun:
+def _load(folder: Path) -> Iterator[LoadedRun]:
+    """A run for each seed of a folder; none where there is no record yet."""
     try:
         about = json.loads((folder / CONFIG).read_text())
         data = (folder / METRICS).read_bytes()
@@ -153,4 +199,9 @@ def _load(folder: Path) -> LoadedRun:
         records = records.select(*names, pl.exclude(*names)) if names else records
     except (ValueError, pl.exceptions.ComputeError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
-    return LoadedRun(folder, about, records, (folder / DONE).exists())
+    done = (folder / DONE).exists()
+    if "seed" in records.columns:
+        for (seed,), of_seed in records.partition_by("seed", as_dict=True, maintain_order=True).items():
+            yield LoadedRun(folder, about, int(seed), of_seed, done)
+    elif records.height:
+        yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done)

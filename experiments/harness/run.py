@@ -187,6 +187,11 @@ class Run:
             self._checkpoints.save(iteration, state, marks)
         self._saved = iteration
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether SIGINT or SIGTERM came: the place to save before `check_interrupted` ends the run."""
+        return self._interrupt.received is not None
+
     def check_interrupted(self) -> None:
         """Raises Interrupted if SIGINT or SIGTERM came.
 

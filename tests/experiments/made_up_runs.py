@@ -65,5 +65,100 @@ def make_runs(out: Path, methods: Sequence[str], seeds: int, rows: int = 60) -> 
             make_run(out, Config(method=method, seed=seed), rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class PlasticityConfig:
+    """A cell of a study of plasticity: the fields that the report reads, and some that it only shows."""
+
+    stream: str = "random-labels"
+    data: str = "fashion-mnist"
+    method: str = "nap"
+    seed: int = 0
+    seeds: int = 3
+    network: str = "mlp"
+    hidden: tuple[int, ...] = (100, 100)
+    protocol: dict = dataclasses.field(
+        default_factory=lambda: {"tasks": 20, "epochs": 10, "examples": 1200, "batch_size": 16}
+    )
+    optimizer: dict = dataclasses.field(default_factory=lambda: {"optimizer": "adam", "lr": 1e-3})
+    rivals: dict = dataclasses.field(default_factory=lambda: {"l2_init_strength": 0.01})
+
+
+def write_plasticity_run(out: Path, config: PlasticityConfig, rows: Sequence[dict], finish: bool = True) -> Path:
+    """Writes one cell's folder with given rows and returns it."""
+    lr = config.optimizer["lr"]
+    label = f"{config.stream}-{config.method}-lr{lr:g}"
+    with harness.open_run("plasticity", config, out=out, label=label) as run:
+        run.restore({"count": 0})
+        for row in rows:
+            run.record({"phase": "task", **row})
+        if finish:
+            run.finish({})
+        return run.folder
+
+
+def make_plasticity_run(
+    out: Path, config: PlasticityConfig, tasks: int | None = None, stretches: int = 1, finish: bool = True
+) -> Path:
+    """Writes one cell's folder: free networks grow, slow down and forget how to learn; projected ones do not."""
+    return write_plasticity_run(out, config, plasticity_rows(config, tasks, stretches), finish)
+
+
+def plasticity_rows(config: PlasticityConfig, tasks: int | None = None, stretches: int = 1) -> list[dict]:
+    """The rows of `make_plasticity_run`."""
+    tasks = config.protocol["tasks"] if tasks is None else tasks
+    return [
+        _plasticity_row(config, task, stretch, stretches, seed)
+        for task in range(tasks)
+        for stretch in range(stretches)
+        for seed in range(config.seed, config.seed + config.seeds)
+    ]
+
+
+def _plasticity_row(config: PlasticityConfig, task: int, stretch: int, stretches: int, seed: int) -> dict:
+    random = np.random.default_rng([seed, task, stretch, sum(map(ord, config.method + config.stream))])
+    parts = config.method.split("+")
+    projected, rivals = "nap" in parts, [part for part in parts if part not in ("none", "layernorm", "nap")]
+    lr = config.optimizer["lr"]
+    age = (task + (stretch + 1) / stretches) / config.protocol["tasks"]
+    decay = (0.1 if projected else 0.45 if not rivals else 0.2 + 0.02 * len(rivals[0])) * (
+        1 + 0.3 * np.log10(lr / 1e-3)
+    )
+    within = (stretch + 1) / stretches
+    skill = (0.9 - decay * age) * (0.7 + 0.3 * within) - 0.05 * abs(np.log10(lr / 1e-3)) + 0.01 * random.normal()
+    regression = config.stream.endswith("regression")
+    row: dict = {"seed": seed, "task": task + 1, "updates": 750 * task + 750 * (stretch + 1) // stretches}
+    row |= {"task_updates": 750 * (stretch + 1) // stretches, "learning_rate": lr}
+    row |= {"scored": config.stream != "five-plus-one" or task % 2 == 0}
+    row |= {"online_loss": 3 * (1 - skill) ** 2, "online_accuracy": None if regression else skill - 0.1}
+    row |= {"loss": 4 * (1 - skill) ** 4, "accuracy": None if regression else skill}
+    if config.stream == "permuted-inputs":
+        row |= {"test_loss": 1.2 - skill, "test_accuracy": skill - 0.05}
+    for number, layer in enumerate((*(f"hidden/{i}" for i in range(len(config.hidden))), "output")):
+        held = projected and layer != "output"
+        shrunk = 0.4 if rivals else 1.0
+        norm = (8 + number) * (
+            1 + (0 if held else shrunk * (1.5 + number) * np.sqrt(age) * np.exp(random.normal() / 40))
+        )
+        update = 50 * lr * np.exp(0.15 * random.normal())
+        row |= {f"weight_norm/{layer}": norm, f"gradient_norm/{layer}": 0.3, f"update_norm/{layer}": update}
+        row |= {f"elr/{layer}": update / norm, f"angle/{layer}": np.arctan(update / norm)}
+        row |= {f"distance_to_init/{layer}": 0.05 * np.sqrt(age) * (0.5 if projected else 1.5)}
+        if layer != "output":
+            dead = decay * age * (1.2 - 0.4 * within) * np.exp(0.2 * random.normal())
+            row |= {f"dormant_fraction_0/{layer}": 0.3 * dead, f"dormant_fraction_0.025/{layer}": 0.6 * dead}
+            row |= {f"dormant_fraction_0.1/{layer}": dead, f"dead_fraction/{layer}": 0.4 * dead}
+            row |= {f"linearized_fraction/{layer}": 0.01}
+    row |= {"feature_norm": 4.0, "srank": round(70 * (1 - decay * age)), "approximate_rank": 20, "stable_rank": 3.0}
+    return row | {"effective_rank": 50 * (1 - decay * age), "feature_rank": 60}
+
+
 if __name__ == "__main__":
-    make_runs(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
+    if sys.argv[3] == "plasticity":
+        for stream in ("random-labels", "permuted-inputs"):
+            for method in sys.argv[4:]:
+                for rate in (1e-3, 1e-4):
+                    optimizer = {"optimizer": "adam", "lr": rate}
+                    config = PlasticityConfig(stream, method=method, seeds=int(sys.argv[2]), optimizer=optimizer)
+                    make_plasticity_run(Path(sys.argv[1]), config, stretches=1 + 4 * (stream == "random-labels"))
+    else:
+        make_runs(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))

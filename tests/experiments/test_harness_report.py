@@ -1,6 +1,7 @@
 """The report: it stands alone, it reads what runs really leave, and it does not average what is not alike."""
 
 import base64
+import csv
 import html.parser
 import itertools
 import json
@@ -9,15 +10,18 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up_runs import LAYERS, Config, make_run, make_runs
+from made_up_runs import LAYERS, Config, PlasticityConfig, make_plasticity_run, make_run, make_runs
 from PIL import Image
 
 from experiments import report
-from experiments.harness import exit_code_of
+from experiments.harness import UserError, exit_code_of
 from experiments.harness.curves import mean_curve, over_layers, relative, shortened, telling_layers
-from experiments.harness.plots import palette, returns_figure
 from experiments.harness.read import load_runs
-from experiments.harness.report import write_report
+from experiments.harness.report import write_figure, write_figures, write_report
+from experiments.harness.report.atari import labels
+from experiments.harness.report.atari_figures import dormant_plot, returns_plot
+from experiments.harness.report.looks import palette
+from experiments.harness.report.panels import draw
 
 
 class Page(html.parser.HTMLParser):
@@ -126,14 +130,14 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
         make_run(tmp_path, Config(seed=seed), rows=4)
         make_run(tmp_path, Config(seed=seed, optimizer={"name": "adam", "lr": 1e-3}), rows=4)
         make_run(tmp_path, Config(seed=seed, method="none", frames=160_000), rows=4)
-    labels = list(palette(load_runs([tmp_path])))
-    assert labels == ["none (optimizer.lr 0.00025)", "nap (optimizer.lr 0.00025)", "nap (optimizer.lr 0.001)"]
+    found = labels(load_runs([tmp_path]))
+    assert found == ["none (optimizer.lr 0.00025)", "nap (optimizer.lr 0.00025)", "nap (optimizer.lr 0.001)"]
 
 
 def test_settings_that_follow_the_method_make_no_variant(tmp_path):
     for method, rate in (("none", 1e-4), ("nap", 1e-3)):
         make_run(tmp_path, Config(method=method, optimizer={"name": "adam", "lr": rate}), rows=4)
-    assert list(palette(load_runs([tmp_path]))) == ["none", "nap"]
+    assert labels(load_runs([tmp_path])) == ["none", "nap"]
 
 
 def test_several_games_have_a_section_each_and_one_colour_a_method(tmp_path):
@@ -142,7 +146,7 @@ def test_several_games_have_a_section_each_and_one_colour_a_method(tmp_path):
     runs = load_runs([tmp_path])
     words = Page(write_report([tmp_path]).read_text()).words
     assert "Ms Pacman" in words and "Pong" in words
-    assert palette(runs) == palette([run for run in runs if run.game == "pong"])
+    assert palette(labels(runs)) == palette(labels([run for run in runs if run.problem == "pong"]))
 
 
 def test_html_in_a_name_stays_text(tmp_path):
@@ -176,6 +180,52 @@ def test_the_mean_of_curves_and_the_shortening_of_one():
 
 def test_thin_lines_are_seeds_and_the_thick_one_their_mean(runs_folder):
     runs = [run for run in load_runs([runs_folder]) if run.method == "nap"]
-    panel = returns_figure(runs, palette(runs)).axes[0]
+    panel = draw(returns_plot(runs), palette(labels(runs))).axes[0]
     assert sorted(line.get_linewidth() for line in panel.lines) == [0.7, 0.7, 1.9]
     assert {line.get_color() for line in panel.lines} == {"#0072B2"}
+
+
+def test_joined_methods_share_a_colour_and_differ_in_their_lines():
+    looks = palette(["none", "nap", "redo", "nap+redo", "layernorm+redo", "none+crelu"])
+    assert looks["redo"].colour == looks["nap+redo"].colour == looks["layernorm+redo"].colour
+    assert looks["none+crelu"].colour != looks["redo"].colour
+    assert [looks[name].style for name in ("redo", "nap+redo", "none+crelu")] == ["--", "-", "--"]
+    assert looks["none"].style == looks["nap"].style == "-"
+    many = palette([f"nap+method{number}" for number in range(20)])
+    assert len(set(many.values())) == 20
+
+
+def test_dormant_units_are_shaded_from_one_threshold_to_the_other(runs_folder):
+    runs = [run for run in load_runs([runs_folder]) if run.method == "none" and run.seed == 0]
+    line = dormant_plot(runs).panels[0].lines[0]
+    np.testing.assert_allclose(line.low, 100 * runs[0].series("dormant_fraction_0/torso/conv_0")[1])
+    np.testing.assert_allclose(line.high - line.low, 5)
+    np.testing.assert_allclose(line.y - line.low, 1)
+
+
+def test_every_figure_is_also_written_as_files_with_the_numbers_drawn(runs_folder, tmp_path):
+    written = write_figures([runs_folder], tmp_path / "figures")
+    names = {path.name for path in written}
+    assert {"pong-returns.png", "pong-returns.pdf", "pong-returns.csv", "pong-weight-norm.csv"} <= names
+    assert len(written) == 15 and all(path.stat().st_size > 500 for path in written)
+    with open(tmp_path / "figures" / "pong-returns.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    (run,) = [run for run in load_runs([runs_folder]) if (run.method, run.seed) == ("nap", 1)]
+    drawn = [
+        (float(row["x"]), float(row["y"]))
+        for row in rows
+        if (row["panel"], row["method"], row["statistic"]) == ("in evaluation", "nap", "seed 1")
+    ]
+    assert drawn == list(zip(*run.series("eval/return"), strict=True)) and len(drawn) == 2
+    assert {(row["problem"], row["statistic"]) for row in rows} == {
+        ("pong", statistic) for statistic in ("mean", "seed 0", "seed 1")
+    }
+
+
+def test_an_overview_of_two_kinds_of_experiment_is_refused(tmp_path):
+    make_run(tmp_path, Config(), rows=3, layers=ONE_LAYER)
+    make_plasticity_run(tmp_path, PlasticityConfig(seeds=1), tasks=2)
+    with pytest.raises(UserError, match="these runs are of atari and plasticity: name one"):
+        write_figure([tmp_path], tmp_path / "overview.png")
+    words = Page(write_report([tmp_path]).read_text()).words
+    assert "Pong: nap" in words and "Plasticity on random-labels: nap" in words

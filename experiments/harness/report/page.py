@@ -1,0 +1,126 @@
+"""The HTML of a report: pieces that all kinds of reports are made of."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from experiments.harness.identity import flatten
+from experiments.harness.read import LoadedRun
+from experiments.harness.report.looks import Palette
+from experiments.harness.report.panels import Plot, draw
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { margin-top: 2.5rem; border-bottom: 2px solid #ddd; }
+h1, h2, h3, p { overflow-wrap: anywhere; }
+h3 { margin: 2rem 0 .3rem; } figure { margin: 0 0 1rem; } img { width: 100%; min-width: 46rem; height: auto; }
+figcaption, .note { color: #444; max-width: 52rem; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
+th { text-align: left; vertical-align: bottom; } td { white-space: nowrap; } tr.mean { font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; } small { color: #555; }
+pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
+"""
+
+
+Head = Sequence[tuple[str, bool]]  # the columns' names, and whether they hold numbers
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """The whole document."""
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def figure(heading: str, plot: Plot | None, looks: Palette, caption: str) -> str:
+    """A heading, the picture as SVG and its caption (HTML); nothing where there is no plot."""
+    if plot is None:
+        return ""
+    buffer = io.BytesIO()
+    draw(plot, looks).savefig(buffer, format="svg", metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f"<h3>{text(heading)}</h3><figure><div class='scroll'>"
+        f"<img alt='{text(heading)}' src='data:image/svg+xml;base64,{data}'></div>"
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def table(head: Head, rows: Iterable[str]) -> str:
+    """A table that scrolls in its own box.
+
+    Args:
+        head: the columns.
+        rows: as `row` makes them.
+    """
+    names = "".join(f"<th{_number(is_number)}>{text(name)}</th>" for name, is_number in head)
+    return f"<div class='scroll'><table><tr>{names}</tr>{''.join(rows)}</table></div>"
+
+
+def row(head: Head, cells: Sequence[str], attributes: str = "") -> str:
+    """A row of a table; `cells` are HTML."""
+    filled = (f"<td{_number(number)}>{cell}</td>" for (_, number), cell in zip(head, cells, strict=True))
+    return f"<tr{attributes}>{''.join(filled)}</tr>"
+
+
+def commands(runs: Sequence[LoadedRun]) -> str:
+    """The commands that made the runs."""
+    lines = dict.fromkeys(str(run.about.get("command", "")) for run in runs)
+    return f"<p>Made by:</p><pre>{text(chr(10).join(lines))}</pre>"
+
+
+def settings(runs: Sequence[LoadedRun]) -> str:
+    """Every field of the configurations: one value where all runs agree, all values where they do not."""
+    values: dict[str, dict[str, None]] = {}
+    for config in {run.folder: run.config for run in runs}.values():
+        for name, value in flatten(config):
+            values.setdefault(name, {})[str(value)] = None
+    rows = "".join(
+        f"<tr><td>{text(name)}</td><td class='long'>{text(', '.join(of))}</td></tr>" for name, of in values.items()
+    )
+    return (
+        "<details><summary>All settings of these runs</summary>"
+        f"<div class='scroll'><table>{rows}</table></div></details>"
+    )
+
+
+def software(runs: Sequence[LoadedRun]) -> str:
+    """The versions that the runs were made with, as plain text."""
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in run.about.get("versions", {}).items()) for run in runs
+    )
+    commits = dict.fromkeys(str(run.about.get("git_commit") or "no git commit") for run in runs)
+    return f"Software: {'; or '.join(versions)}; code: {', '.join(commits)}."
+
+
+def unfinished(runs: Sequence[LoadedRun]) -> str:
+    """A sentence on the runs that have not finished; "" if all have."""
+    count = len({run.folder for run in runs if not run.done})
+    return f" {count} of them {'has' if count == 1 else 'have'} not finished." if count else ""
+
+
+def spoken(name: str) -> str:
+    """A name from a configuration as a title."""
+    return name.replace("_", " ").replace("-", " ").title()
+
+
+def listed(words: Iterable[Any]) -> str:
+    """a, b and c."""
+    words = [str(word) for word in words]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def text(value: str) -> str:
+    """Plain text as HTML."""
+    return html.escape(value)
+
+
+def _number(is_number: bool) -> str:
+    return " class='number'" if is_number else ""

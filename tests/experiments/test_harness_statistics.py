@@ -1,0 +1,119 @@
+"""Statistics of runs: numbers worked by hand, SciPy's, and those that rliable's own tests publish."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments.harness.statistics import (
+    Interval,
+    iqm,
+    mean,
+    median,
+    paired_difference,
+    performance_profile,
+    pointwise_intervals,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+
+# From rliable's tests/rliable/metrics_test.py: [runs, tasks].
+X = np.array([[1.0, 2], [2, 2], [1, 1], [2, 1]])
+Y = np.array([[1.0, 1], [2, 2], [3, 3]])
+
+
+def test_the_published_values():
+    assert (median(X), mean(X), iqm(X)) == (1.5, 1.5, 1.5)
+    assert (median(Y), mean(Y), iqm(Y)) == (2, 2, 2)
+    assert probability_of_improvement(X, Y) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (5, 2), (4, 7), (2, 3, 5)])
+def test_iqm_is_scipys_trimmed_mean(shape):
+    scores = np.random.default_rng(0).normal(size=shape) ** 3
+    expected = [scipy.stats.trim_mean(part, 0.25, axis=None) for part in scores.reshape(-1, *shape[-2:])]
+    np.testing.assert_allclose(iqm(scores).reshape(-1), expected, rtol=1e-12)
+
+
+def test_improvement_counts_ties_half_and_stops_at_0_and_1():
+    assert probability_of_improvement(X, X) == pytest.approx(0.5)
+    assert probability_of_improvement(X + 5, X) == 1 and probability_of_improvement(X - 5, X) == 0
+    one = np.array([[1.0], [2.0]])
+    assert probability_of_improvement(one, np.array([[2.0], [0.0], [5.0]])) == pytest.approx((1 + 1.5) / 6)
+    expected = scipy.stats.mannwhitneyu(X[:, 0], Y[:, 0]).statistic / 12
+    assert probability_of_improvement(X[:, :1], Y[:, :1]) == pytest.approx(expected)
+
+
+def test_the_profile_is_the_share_of_runs_above():
+    np.testing.assert_allclose(performance_profile(Y, np.array([0.0, 1, 2, 2.5, 3])), [1, 2 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+    scores = np.random.default_rng(1).normal(3, 2, size=400)
+    found = stratified_bootstrap(scores)
+    half = 1.96 * scores.std() / np.sqrt(scores.size)
+    assert found.value == pytest.approx(scores.mean())
+    assert found.low == pytest.approx(scores.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(scores.mean() + half, abs=0.1 * half)
+
+
+def test_the_bootstrap_agrees_with_scipys():
+    scores = np.random.default_rng(2).exponential(size=12)
+    theirs = scipy.stats.bootstrap([scores], np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    ours = stratified_bootstrap(scores, resamples=5000)
+    np.testing.assert_allclose(ours[1:], theirs, rtol=0.03)
+
+
+def test_runs_are_drawn_within_their_stratum():
+    # Strata that differ by far, runs that do not differ at all: nothing is left to chance.
+    alike = np.array([[0.0, 100.0, 7.0]] * 3)
+    assert stratified_bootstrap(alike, mean) == Interval(107 / 3, 107 / 3, 107 / 3)
+    spread = np.array([[0.0, 100.0], [1.0, 100.0]])  # the mean can only be 50, 50.25 or 50.5
+    assert stratified_bootstrap(spread, mean)[1:] == (50, 50.5)
+
+
+def test_strata_with_different_numbers_of_runs():
+    scores = {"pong": [1.0, 3.0], "breakout": [10.0]}
+    assert stratified_bootstrap(scores, mean) == Interval(6, 5.5, 6.5)
+    assert stratified_bootstrap(scores, median).value == 6
+    assert stratified_bootstrap(scores, iqm).value == pytest.approx(scipy.stats.trim_mean([1.0, 3.0, 10.0], 0.25))
+
+
+def test_one_run_has_no_interval_and_the_same_seed_gives_the_same_one():
+    assert stratified_bootstrap([0.25]) == Interval(0.25, 0.25, 0.25)
+    assert stratified_bootstrap(X, iqm, seed=3) == stratified_bootstrap(X, iqm, seed=3)
+    scores = np.random.default_rng(0).normal(size=30)
+    narrow, wide = (stratified_bootstrap(scores, confidence=confidence) for confidence in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+
+
+@pytest.mark.parametrize("scores", [{}, {"pong": []}, [1.0, np.nan], np.zeros((0, 2))])
+def test_scores_that_say_nothing_are_refused(scores):
+    with pytest.raises(ValueError, match="at least one"):
+        stratified_bootstrap(scores)
+
+
+def test_a_difference_is_taken_seed_by_seed():
+    baseline = {0: 10.0, 1: 20.0, 2: 60.0, 7: 1000.0}
+    method = {0: 11.0, 1: 21.0, 2: 61.0, 5: -1000.0}  # always 1 more, on the seeds that both have
+    assert paired_difference(method, baseline) == Interval(1, 1, 1)
+    found = paired_difference({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0})
+    assert found == Interval(2, 1, 3)
+    with pytest.raises(ValueError, match=r"no seed is in both: one has \[0\], the other \[1\]"):
+        paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_curves_have_the_same_interval_at_each_point_as_single_numbers():
+    values = np.random.default_rng(4).normal(size=(9, 3)) * [1, 10, 100]
+    middle, low, high = pointwise_intervals(values, resamples=8000)
+    np.testing.assert_allclose(middle, values.mean(axis=0))
+    for point in range(3):
+        expected = stratified_bootstrap(values[:, point], resamples=8000)
+        np.testing.assert_allclose([low[point], high[point]], expected[1:], atol=0.05 * (high - low)[point])
+
+
+def test_points_that_some_or_all_runs_lack():
+    values = np.array([[1.0, 5.0, np.nan], [3.0, np.nan, np.nan]])
+    middle, low, high = pointwise_intervals(values)
+    np.testing.assert_allclose(middle, [2, 5, np.nan])
+    np.testing.assert_allclose(low, [1, 5, np.nan])
+    np.testing.assert_allclose(high, [3, 5, np.nan])
