@@ -24,7 +24,16 @@ from agents.replay import make_replay, replay_bytes, transitions
 from envs.atari import PROTOCOLS, AtariEnvs, AtariProtocol, resolve_game
 from envs.scores import human_normalised
 from experiments import harness
-from experiments.harness.methods import Method, NapConfig, OptimizerConfig, learning_rate, make_optimizer, norm_of
+from experiments.harness.methods import (
+    NapConfig,
+    OptimizerConfig,
+    adapt_network,
+    learning_rate,
+    make_optimizer,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import RivalsConfig, Setting
 from nap.layers import NormAxes
 from nap.networks import NatureCNN, as_functions
 
@@ -35,8 +44,9 @@ class Config:
 
     game: str = "pong"
     """Any of ale-py's games: pong, space_invaders, ..."""
-    method: Method = "nap"
-    """none: the plain network; layernorm: a normalization before every nonlinearity; nap: that, and projection."""
+    method: str = "nap"
+    """none: the plain network; layernorm: a normalization before every nonlinearity; nap: that, and projection. With
+    interventions joined by +: nap+redo, layernorm+l2-init."""
     agent: Literal["dqn", "double-dqn"] = "double-dqn"
     """Whether the target network alone or the online network too chooses the bootstrap action."""
     seed: int = 0
@@ -57,6 +67,7 @@ class Config:
     """Environments stepped together."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
     norm_axes: NormAxes = "channels"
     """What a convolution's normalization averages over: channels, or all (height, width and channels)."""
     batch_size: int = 32
@@ -139,6 +150,7 @@ def resolve(config: Config) -> Config:
         game = resolve_game(config.game)
     except ValueError as error:
         raise harness.UserError(f"--game: {error}") from None
+    parse_method(config.method)
     positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
     positive += ("target_period", "n_step", "replay_capacity", "log_every", "project_every")
     values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
@@ -186,12 +198,19 @@ def resolve(config: Config) -> Config:
 
 def build(config: Config, num_actions: int) -> Functions:
     """The agent and its replay, as jitted functions."""
+    method = parse_method(config.method)
     network = as_functions(
         lambda rngs: NatureCNN(
-            num_actions, norm=norm_of(config.method, config.nap), norm_axes=config.norm_axes, rngs=rngs
+            num_actions,
+            norm=norm_of(method, config.nap),
+            norm_axes=config.norm_axes,
+            activation=method.activation,
+            rngs=rngs,
         )
     )
-    optimizer = make_optimizer(config.method, config.optimizer, config.nap, config.total_updates)
+    network = adapt_network(method, network)
+    setting = Setting(network, jax.random.fold_in(jax.random.key(config.seed), 3), config.total_updates)
+    optimizer = make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
     agent = make_agent(network, optimizer, double=config.agent == "double-dqn", target_period=config.target_period)
     replay = make_replay(config.replay_capacity, config.num_envs, config.batch_size, n_step=config.n_step)
     one = functools.partial(transitions, stack=4, n_step=config.n_step, gamma=config.gamma, clip_reward=True)

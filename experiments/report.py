@@ -29,11 +29,8 @@ def main(argv: list[str]) -> int:
         prog="python -m experiments report",
         description=__doc__,
     )
-    from experiments.harness.report import (
-        write_figure,
-        write_figures,
-        write_report,
-    )  # matplotlib and polars: not for --help
+    # matplotlib and polars: not for --help
+    from experiments.harness.report import write_figure, write_figures, write_report
 
     print(write_report(options.runs, options.out))
     if options.figure is not None:

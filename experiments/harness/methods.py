@@ -142,15 +142,15 @@ def make_optimizer(
     try:
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
         clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-        optimizer: optax.GradientTransformation = optax.chain(*before, *clip, _step(method, config, context))
+        optimizer = _step(method, config, context)
         for name, wrap in rivals.WRAPPERS.items():
             if name in chosen:
                 optimizer = wrap(optimizer, context)
         after = [build(context) for name, build in rivals.AFTER.items() if name in chosen]
     except ValueError as error:
         raise UserError(f"--method {'+'.join(chosen)}: {error}") from None
-    if after:
-        optimizer = optax.chain(optimizer, *after)
+    # The regularizers stand outside of the wrappers: a reset of the optimizer must not move what L2-init pulls to.
+    optimizer = optax.chain(*before, *clip, optimizer, *after)
     if method.base == "nap":
         fitting: Affine = "regularize" if method.activation in NOT_HOMOGENEOUS else "project"
         affine = fitting if nap_config.affine == "auto" else nap_config.affine

@@ -9,10 +9,26 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, make_optimizer, norm_of
+from experiments.harness import methods
+from experiments.harness.errors import UserError
+from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
+from experiments.harness.rivals import RivalsConfig, Setting
+from nap.networks import Network
 
 UPDATES = 100
 SGD = OptimizerConfig(optimizer="sgd", lr=0.1, clip=0.0)
+
+
+READERS = {"layers/0": ("layers/1",), "layers/1": ("output",)}
+
+
+def make_optimizer(
+    method: str, config: OptimizerConfig, nap_config: NapConfig, updates: int, rivals: RivalsConfig | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a method by name, for the network whose parameters are `params()`."""
+    network = Network(lambda key: params(), lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), READERS)
+    setting = Setting(network, jax.random.key(0), updates, task_updates=2)
+    return methods.make_optimizer(parse_method(method), config, nap_config, rivals or RivalsConfig(), setting)
 
 
 def params() -> dict:
@@ -134,4 +150,71 @@ def test_clipping_comes_before_the_optimizer_and_projection_after_it():
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 def test_norm_of_a_method(norm):
     config = NapConfig(norm=norm)
-    assert [norm_of(method, config) for method in ("none", "layernorm", "nap")] == ["none", norm, norm]
+    named = ("none", "layernorm", "nap", "rmsnorm")
+    assert [norm_of(parse_method(method), config) for method in named] == ["none", norm, norm, "rms"]
+
+
+def test_a_method_has_a_network_an_activation_and_interventions():
+    assert parse_method("nap+redo+crelu") == methods.Method("nap", "crelu", ("redo",))
+    assert parse_method("l2-init") == methods.Method("none", "relu", ("l2-init",))
+    assert parse_method("redo+l2").interventions == parse_method("l2+redo").interventions
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("nap+reddo", "'reddo' is not a method; did you mean 'redo'?"),
+        ("nap+layernorm", "one of layernorm and nap"),
+        ("crelu+fourier", "one of crelu and fourier"),
+        ("redo+redo", "named twice"),
+    ],
+)
+def test_a_method_that_makes_no_sense_is_told_in_a_line(method, words):
+    with pytest.raises(UserError, match=words.replace("?", r"\?")):
+        parse_method(method)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.method_names() if name != "plasticity-injection"])
+@pytest.mark.parametrize("base", ["none", "nap"])
+def test_every_method_makes_an_optimizer_that_runs_and_with_nap_keeps_the_norms(name, base):
+    both = base if name in ("none", "layernorm", "rmsnorm", "nap") else f"{base}+{name}"
+    config = OptimizerConfig(lr=0.1, clip=0.0, optimizer_epsilon=1e-8)
+    optimizer = make_optimizer(both, config, NapConfig(), UPDATES, RivalsConfig(dash_window=1, redo_every=2))
+    current = params()
+    state = optimizer.init(current)
+    activations = {layer: jnp.ones((3, 2)) for layer in READERS}
+    for _ in range(3):
+        gradients = jax.tree.map(jnp.ones_like, current)
+        steps, state = optimizer.update(gradients, state, current, activations=activations)
+        current = optax.apply_updates(current, steps)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(current))
+    assert norms(current) != norms(params())  # it learns
+    if base == "nap" and parse_method(both).base == "nap":
+        np.testing.assert_allclose(norms(current)[:2], [5, 13], rtol=1e-5)
+
+
+def test_an_intervention_that_comes_once_a_task_needs_tasks_or_an_interval():
+    network = Network(lambda key: params(), lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), READERS)
+    setting = Setting(network, jax.random.key(0), UPDATES)
+    with pytest.raises(UserError, match="--every"):
+        methods.make_optimizer(parse_method("reset-head"), SGD, NapConfig(), RivalsConfig(), setting)
+    methods.make_optimizer(parse_method("reset-head"), SGD, NapConfig(), RivalsConfig(every=7), setting)
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "words"), [("equal-betas", "sgd", "changes Adam"), ("upgd", "rmsprop", "needs --optimizer")]
+)
+def test_a_method_that_does_not_go_with_the_optimizer_is_told_in_a_line(method, optimizer, words):
+    with pytest.raises(UserError, match=words):
+        make_optimizer(method, dataclasses.replace(SGD, optimizer=optimizer), NapConfig(), UPDATES)
+
+
+def test_adam_counts_by_entry_where_units_are_recycled_only():
+    adam = dataclasses.replace(SGD, optimizer="adam")
+    counts = {
+        method: [leaf.shape for leaf in jax.tree.leaves(make_optimizer(method, adam, NapConfig(), 9).init(params()))]
+        for method in ("l2", "redo")
+    }
+    assert len(counts["redo"]) > len(counts["l2"])
+    assert sum(shape == (2, 2) for shape in counts["redo"]) == 3 * 2  # counts, first and second moments of two kernels
+    assert sum(shape == (2, 2) for shape in counts["l2"]) == 2 * 2

@@ -1,0 +1,203 @@
+"""The rivals of Normalize-and-Project by name: their strengths, and their place around or behind an optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from nap import interventions
+from nap.networks import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class RivalsConfig:
+    """Strengths of the interventions, each read by the one it is named after. Defaults are published ones."""
+
+    every: int = 0
+    """Updates between the interventions that come once a task (reset-*, hard-shrink-and-perturb, hare-and-tortoise,
+    dash); 0: at the end of every task."""
+    l2_strength: float = 1e-3
+    """l2: weight of ||theta||^2."""
+    l2_init_strength: float = 1e-2
+    """l2-init: weight of ||theta - theta_0||^2 (Kumar et al.'s best with Adam)."""
+    w2_init_strength: float = 1e-2
+    """w2-init: weight of the squared Wasserstein distance to the initial weights."""
+    parseval_strength: float = 1e-3
+    """parseval: weight of ||W W^T - s I||^2."""
+    spectral_strength: float = 1e-3
+    """spectral-regularization: weight of (sigma_max^k - 1)^2."""
+    shrink: float = 1e-4
+    """shrink-and-perturb: share of each weight that is taken away at every update."""
+    perturb: float = 1e-2
+    """shrink-and-perturb: share of a fresh draw that is added at every update."""
+    hard_shrink: float = 0.5
+    """hard-shrink-and-perturb: share of each weight that a fresh draw replaces."""
+    clip_kappa: float = 3.0
+    """weight-clipping: largest weight, in bounds of the uniform initialization."""
+    noise: float = 0.01
+    """noisy-updates: standard deviation of the noise on each update, in learning rates."""
+    upgd_sigma: float = 1e-3
+    """upgd: standard deviation of the noise on the gradient."""
+    upgd_weight_decay: float = 1e-3
+    """upgd: weight decay, in learning rates."""
+    redo_tau: float = 0.025
+    """redo: largest dormancy score of a dormant unit."""
+    redo_every: int = 1000
+    """redo: updates between recyclings."""
+    redo_batches: int = 16
+    """redo: batches, the last before a recycling, that the scores are of."""
+    replacement_rate: float = 1e-4
+    """continual-backprop: share of a layer's mature units that is replaced at every update."""
+    maturity: int = 100
+    """continual-backprop: updates before a unit may be replaced."""
+    snr_percentile: float = 0.99
+    """self-normalized-resets: share of a unit's silences that pass without a reset."""
+    tortoise_momentum: float = 0.999
+    """hare-and-tortoise: of the moving average of the weights."""
+    dash_alpha: float = 0.3
+    """dash: weight of a new gradient in the moving average."""
+    dash_shrink: float = 0.3
+    """dash: least factor that a unit's weights are shrunk by."""
+    dash_window: int = 10
+    """dash: updates over which the gradient on new data is averaged, with the weights held still."""
+    large_epsilon: float = 1e-3
+    """large-epsilon: Adam's epsilon."""
+    equal_beta: float = 0.9
+    """equal-betas: both of Adam's decays."""
+    inject_at: float = 0.5
+    """plasticity-injection: when the head is replaced, as a share of the run."""
+
+
+class Setting(NamedTuple):
+    """What the interventions need to know of a run.
+
+    Attributes:
+        network: the network that is trained.
+        key: for what is random; may be traced.
+        updates: length of the run.
+        task_updates: length of a task; 0 where there are no tasks.
+    """
+
+    network: Network
+    key: jax.Array
+    updates: int
+    task_updates: int = 0
+
+
+class Context(NamedTuple):
+    """What a rival is built from.
+
+    Attributes:
+        config: the strengths.
+        setting: the run.
+        rate: the learning rate at each update.
+    """
+
+    config: RivalsConfig
+    setting: Setting
+    rate: optax.Schedule
+
+    @property
+    def every(self) -> int:
+        """Updates between the interventions that come once a task; ValueError in a run without tasks."""
+        every = self.config.every or self.setting.task_updates
+        if not every:
+            raise ValueError("it comes once a task, and this run has no tasks: give --every N (updates)")
+        return every
+
+    def key(self, name: str) -> jax.Array:
+        """A random key for one intervention."""
+        return jax.random.fold_in(self.setting.key, names().index(name))
+
+    def recycling(self, name: str) -> dict[str, Any]:
+        """What every intervention that recycles units takes."""
+        network = self.setting.network
+        return {"readers": network.readers, "init": network.init, "key": self.key(name)}
+
+    def resetting(self, name: str, layers: list[str]) -> dict[str, Any]:
+        """What every reset of whole layers takes."""
+        return {"layers": layers, "every": self.every, "init": self.setting.network.init, "key": self.key(name)}
+
+
+Build = Callable[[Context], optax.GradientTransformation]
+Wrap = Callable[[optax.GradientTransformation, Context], optax.GradientTransformation]
+
+REGULARIZERS: dict[str, Build] = {
+    "l2": lambda c: interventions.l2(c.config.l2_strength),
+    "l2-init": lambda c: interventions.l2_init(c.config.l2_init_strength),
+    "w2-init": lambda c: interventions.w2_init(c.config.w2_init_strength),
+    "parseval": lambda c: interventions.parseval(c.config.parseval_strength),
+    "spectral-regularization": lambda c: interventions.spectral_regularization(c.config.spectral_strength),
+}
+"""Added to the gradient, before clipping."""
+
+OF_THE_STEP = ("large-epsilon", "equal-betas", "upgd")
+"""Part of the optimizer's own step: see `methods.make_optimizer`."""
+
+WRAPPERS: dict[str, Wrap] = {
+    "plasticity-injection": lambda inner, c: interventions.plasticity_injection(
+        inner, at=max(1, round(c.config.inject_at * c.setting.updates))
+    ),
+    "redo": lambda inner, c: interventions.redo(
+        inner,
+        tau=c.config.redo_tau,
+        every=c.config.redo_every,
+        batches=min(c.config.redo_batches, c.config.redo_every),
+        **c.recycling("redo"),
+    ),
+    "continual-backprop": lambda inner, c: interventions.continual_backprop(
+        inner, rate=c.config.replacement_rate, maturity=c.config.maturity, **c.recycling("continual-backprop")
+    ),
+    "self-normalized-resets": lambda inner, c: interventions.self_normalized_resets(
+        inner, percentile=c.config.snr_percentile, **c.recycling("self-normalized-resets")
+    ),
+    "reset-head": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-head", ["output/*"])),
+    "reset-layers": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-layers", _last_layers(c))),
+    "reset-network": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-network", ["*"])),
+    "reset-optimizer": lambda inner, c: interventions.reset_optimizer_state(inner, every=c.every),
+    "dash": lambda inner, c: interventions.dash(
+        inner, every=c.every, alpha=c.config.dash_alpha, shrink=c.config.dash_shrink, window=c.config.dash_window
+    ),
+}
+"""Put around the optimizer, in this order, the innermost first."""
+
+AFTER: dict[str, Build] = {
+    "noisy-updates": lambda c: interventions.noisy_updates(
+        lambda count: c.config.noise * c.rate(count), key=c.key("noisy-updates")
+    ),
+    "shrink-and-perturb": lambda c: interventions.shrink_and_perturb(
+        shrink=1 - c.config.shrink,
+        perturb=c.config.perturb,
+        init=c.setting.network.init,
+        key=c.key("shrink-and-perturb"),
+    ),
+    "hard-shrink-and-perturb": lambda c: interventions.shrink_and_perturb(
+        shrink=1 - c.config.hard_shrink,
+        perturb=c.config.hard_shrink,
+        init=c.setting.network.init,
+        key=c.key("hard-shrink-and-perturb"),
+        every=c.every,
+    ),
+    "weight-clipping": lambda c: interventions.clip_weights(c.config.clip_kappa),
+    "spectral-normalization": lambda c: interventions.spectral_normalization(),
+    "unit-projection": lambda c: interventions.project_units(),
+    "hare-and-tortoise": lambda c: interventions.hare_and_tortoise(momentum=c.config.tortoise_momentum, every=c.every),
+}
+"""Behind the optimizer, on the weights it leads to, in this order."""
+
+RECYCLING = ("redo", "continual-backprop", "self-normalized-resets", "reset-head", "reset-layers")
+"""Those that reset an optimizer's state for a part of the weights."""
+
+
+def names() -> list[str]:
+    """All interventions."""
+    return [*REGULARIZERS, *OF_THE_STEP, *WRAPPERS, *AFTER]
+
+
+def _last_layers(context: Context) -> list[str]:
+    """The last hidden layer and the output."""
+    return [f"{list(context.setting.network.readers)[-1]}/*", "output/*"]

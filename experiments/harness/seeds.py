@@ -1,0 +1,140 @@
+"""Many seeds at once: the one place that decides, by backend, how they share a machine.
+
+- **CPU**: one JAX device a core, the seeds divided among them, each device one seed after another. A vmapped small
+  network gains little from one core and XLA gives it no second one.
+- **GPU, TPU**: the seeds divided among the devices, vmapped on each, as many at a time as fit.
+- **Convolutions on the CPU** are stepped from Python, one jitted update at a time: XLA's CPU backend trains a
+  convolution inside a rolled loop 6 to 16 times slower, and a vmapped one 4 times.
+
+`python -m experiments bench --only plasticity` measures these choices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+_MEMORY_SHARE = 0.8  # of what a device has; the rest is XLA's to fragment
+
+
+def use_all_cores() -> None:
+    """Makes each core of the CPU a JAX device of its own. Call it before JAX is used; afterwards it changes nothing."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        except RuntimeError:  # JAX is in use already: one device, as it is
+            return
+
+
+def rolled(has_convolutions: bool) -> bool:
+    """Whether updates are rolled into one compiled loop, or stepped from Python."""
+    return not (has_convolutions and jax.default_backend() == "cpu")
+
+
+def repeat(body: Callable[[Any, PyTree], PyTree], carry: PyTree, first: int | jax.Array, count: int, *, roll: bool):
+    """`carry = body(i, carry)` for `count` values of i from `first` on: as a compiled loop, or as a Python one."""
+    if roll:
+        return jax.lax.fori_loop(0, count, lambda i, carry: body(first + i, carry), carry)
+    for i in range(count):
+        carry = body(jnp.asarray(first + i, jnp.int32), carry)
+    return carry
+
+
+class Seeds:
+    """How some seeds share the devices.
+
+    Attributes:
+        count: the number of seeds.
+        padded: the number that is computed: a multiple of the number of devices. The last ones are dropped.
+    """
+
+    def __init__(self, count: int, *, roll: bool) -> None:
+        """`roll`: as `rolled` says; without it there is one device, and one seed after another."""
+        devices = jax.local_devices()
+        most = min(count, os.cpu_count() or 1) if jax.default_backend() == "cpu" else count
+        self._mesh = Mesh(np.asarray(devices[: most if roll else 1]), ("seeds",))
+        self._roll = roll
+        self.count, self.padded = count, -(-count // self._mesh.size) * self._mesh.size
+
+    def keys(self, first_seed: int) -> jax.Array:
+        """A random key for each seed, padded: seed s has the same key however many seeds there are."""
+        keys = jnp.stack([jax.random.key(first_seed + i) for i in range(self.padded)])
+        return jax.device_put(keys, self._divided())
+
+    def shared(self, data: PyTree) -> PyTree:
+        """Data that all seeds read: one copy on each device."""
+        return jax.device_put(data, NamedSharding(self._mesh, PartitionSpec()))
+
+    def drop_padding(self, own: PyTree) -> PyTree:
+        """The seeds that were asked for, all on one device: what a checkpoint holds, however many devices there are."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf[: self.count], jax.local_devices()[0]), own)
+
+    def pad(self, own: PyTree, padding: PyTree) -> PyTree:
+        """What `drop_padding` returned, divided among the devices again, with the last seeds of `padding`."""
+        joined = jax.tree.map(
+            lambda leaf, more: jnp.concatenate([leaf, jax.device_put(more, leaf.sharding)[self.count :]]), own, padding
+        )
+        return jax.device_put(joined, self._divided())
+
+    def map(
+        self, function: Callable[..., PyTree], *, at_once: int | None = None, donate: bool = False
+    ) -> Callable[..., PyTree]:
+        """A function of one seed, for all of them.
+
+        Args:
+            function: `function(shared, own, *others)`; `own` and the result are one seed's.
+            at_once: seeds vmapped together on a GPU or TPU; None for one after another.
+            donate: whether the result may take the memory of `own`.
+
+        Returns:
+            The same with a leading axis of seeds on `own` and on the result. Where updates are stepped from Python,
+            `function` must do its own jitting.
+        """
+        if not self._roll:
+            return self._one_by_one(function)
+
+        def on_device(shared: PyTree, own: PyTree, *others: Any) -> PyTree:
+            return jax.lax.map(lambda one: function(shared, one, *others), own, batch_size=batch)
+
+        batch = None if jax.default_backend() == "cpu" else at_once
+        divided, whole = PartitionSpec("seeds"), PartitionSpec()
+
+        def everywhere(shared: PyTree, own: PyTree, *others: Any) -> PyTree:
+            specs = (whole, divided, *(whole for _ in others))
+            return jax.shard_map(on_device, mesh=self._mesh, in_specs=specs, out_specs=divided, check_vma=False)(
+                shared, own, *others
+            )
+
+        return jax.jit(everywhere, donate_argnums=1 if donate else ())
+
+    def fit(self, function: Callable[..., PyTree], shared: PyTree, own: PyTree, *others: Any) -> int | None:
+        """How many seeds fit on a device at once, by what XLA says one needs; None on a CPU, where it is one."""
+        if jax.default_backend() == "cpu":
+            return None
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        if memory is None:  # the backend does not tell
+            return self.padded // self._mesh.size
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own)
+        needs: Any = jax.jit(function).lower(shared, one, *others).compile().memory_analysis()
+        each = needs.temp_size_in_bytes + needs.output_size_in_bytes + 1
+        data = sum(leaf.nbytes for leaf in jax.tree.leaves(shared))
+        state = sum(leaf.nbytes for leaf in jax.tree.leaves(own)) // self._mesh.size
+        return max(1, min(self.padded, int((_MEMORY_SHARE * memory - data - 2 * state) // each)))
+
+    def _one_by_one(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def each(shared: PyTree, own: PyTree, *others: Any) -> PyTree:
+            parts = [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(self.padded)]
+            results = [function(shared, part, *others) for part in parts]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+        return each
+
+    def _divided(self) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec("seeds"))

@@ -1,0 +1,158 @@
+"""One stretch of one task for one seed: updates, then what is measured of them.
+
+A task's updates are divided into stretches of equal length, each within one epoch or of whole epochs; what is recorded
+is recorded at the end of a stretch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.streams import Stream
+from experiments.harness.learner import Learner, LearnerState, Score
+from experiments.harness.seeds import repeat
+
+PyTree = Any
+Row = dict[str, jax.Array]
+
+PROBE = 1024
+"""Examples of a task that its loss and its units are measured on; all of them where it has fewer."""
+TEST_BATCH = 1000
+
+
+class Own(NamedTuple):
+    """What belongs to one seed.
+
+    Attributes:
+        key: the seed's random key; it never changes.
+        state: the learner's state.
+    """
+
+    key: jax.Array
+    state: LearnerState
+
+
+class Result(NamedTuple):
+    """What a stretch returns: what belongs to the seed, and what is recorded of the stretch."""
+
+    own: Own
+    row: Row
+
+
+def nearest_stretch(updates: int, steps: int, epochs: int) -> int:
+    """The nearest length that divides a task of `epochs` x `steps` updates as `make_stretch` needs it."""
+    within = [length for length in range(1, steps + 1) if steps % length == 0]
+    whole = [number * steps for number in range(1, epochs + 1) if epochs % number == 0]
+    return min([*within, *whole], key=lambda length: abs(length - updates))
+
+
+def make_start(learner: Learner) -> Callable[[jax.Array], Own]:
+    """The function that makes a seed's first state from its key."""
+    return lambda key: Own(key, learner.init(jax.random.fold_in(key, 0)))
+
+
+def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) -> Callable[..., Result]:
+    """The function that runs a stretch.
+
+    Args:
+        learner: the learner.
+        stream: the task stream.
+        updates: length of a stretch: a divisor of an epoch's updates, or whole epochs that divide the task.
+        roll: whether the updates are one compiled loop; otherwise the function jits its parts and must not be jitted.
+
+    Returns:
+        `stretch(data, own, task, start)`: the seed's new state and its record, after the updates `start` to `start +
+        updates` of the given task.
+    """
+    if nearest_stretch(updates, stream.steps, stream.epochs) != updates:
+        raise ValueError(f"a stretch of {updates} updates does not divide the task; see nearest_stretch")
+    jit = (lambda function: function) if roll else jax.jit
+    epochs, length = max(1, updates // stream.steps), min(updates, stream.steps)
+    stepped = jax.jit(_update(learner, stream), donate_argnums=(3, 4)) if not roll else _update(learner, stream)
+
+    @jit
+    def begin(data: PyTree, key: jax.Array, task: jax.Array) -> PyTree:
+        return stream.begin(data, jax.random.fold_in(key, 1), task)
+
+    @jit
+    def order(data: PyTree, key: jax.Array, state: PyTree, task: jax.Array, epoch: jax.Array) -> PyTree:
+        order_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 2), task), epoch)
+        return stream.order(data, state, order_key)
+
+    @jit
+    def finish(data: PyTree, key: jax.Array, task: PyTree, items: PyTree, last: jax.Array, state: LearnerState):
+        return _finish(learner, stream, data, key, task, items, last, state)
+
+    def stretch(data: PyTree, own: Own, task: jax.Array, start: jax.Array) -> Result:
+        drawn = begin(data, own.key, task)
+        first_epoch, first_step = start // stream.steps, start % stream.steps
+        state = own.state if roll else jax.tree.map(jnp.copy, own.state)  # its steps are donated
+        sums = Score(jnp.zeros([]), jnp.zeros([]))
+
+        def epoch_of(epoch: jax.Array, carry: tuple[LearnerState, Score]) -> tuple[LearnerState, Score]:
+            items = order(data, own.key, drawn, task, epoch)
+            return repeat(lambda i, carry: stepped(data, drawn, items, *carry, i), carry, 0, length, roll=roll)
+
+        carry = repeat(epoch_of, (state, sums), first_epoch, epochs - 1, roll=roll)
+        items = order(data, own.key, drawn, task, first_epoch + epochs - 1)
+        state, sums = repeat(
+            lambda i, carry: stepped(data, drawn, items, *carry, i), carry, first_step, length - 1, roll=roll
+        )
+        state, score, row = finish(data, own.key, drawn, items, first_step + length - 1, state)
+        online = jax.tree.map(lambda total, last: (total + last) / updates, sums, score)
+        row = {"online_loss": online.loss, "online_accuracy": online.accuracy, **row}
+        return Result(Own(own.key, state), row)
+
+    return stretch
+
+
+def _update(learner: Learner, stream: Stream) -> Callable[..., tuple[LearnerState, Score]]:
+    def update(data: PyTree, task: PyTree, items: PyTree, state: LearnerState, sums: Score, i: jax.Array):
+        x, y = stream.batch(data, task, jax.tree.map(lambda item: item[i], items))
+        state, score = learner.update(state, x, y)
+        return state, jax.tree.map(jnp.add, sums, score)
+
+    return update
+
+
+def _finish(
+    learner: Learner,
+    stream: Stream,
+    data: PyTree,
+    key: jax.Array,
+    task: PyTree,
+    items: PyTree,
+    last: jax.Array,
+    state: LearnerState,
+) -> tuple[LearnerState, Score, Row]:
+    """The last update of a stretch, with all that is recorded."""
+    x, y = stream.batch(data, task, jax.tree.map(lambda item: item[last], items))
+    state, score, measured = learner.measure(state, x, y)
+    batches = min(stream.steps, math.ceil(PROBE / stream.batch_size))
+    probe = stream.order(data, task, jax.random.fold_in(key, 3))
+    x, y = jax.vmap(lambda item: stream.batch(data, task, item))(jax.tree.map(lambda item: item[:batches], probe))
+    x, y = x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])
+    probed = learner.score(state.params, x, y, jnp.ones(x.shape[0]))
+    row = {"loss": probed.loss, "accuracy": probed.accuracy, **_test(learner, stream, data, task, state)}
+    return state, score, {**row, **measured, **learner.inspect(state.params, x)}
+
+
+def _test(learner: Learner, stream: Stream, data: PyTree, task: PyTree, state: LearnerState) -> Row:
+    if stream.test is None:
+        return {}
+    x, y, weight = stream.test(data, task)
+    batches = [
+        (learner.score(state.params, *part), jnp.sum(part[2]))
+        for start in range(0, len(y), TEST_BATCH)
+        for part in [(x[start : start + TEST_BATCH], y[start : start + TEST_BATCH], weight[start : start + TEST_BATCH])]
+    ]
+    total = jnp.maximum(sum(size for _, size in batches), 1e-9)
+    return {
+        "test_loss": sum(score.loss * size for score, size in batches) / total,
+        "test_accuracy": sum(score.accuracy * size for score, size in batches) / total,
+    }

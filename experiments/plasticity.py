@@ -1,0 +1,326 @@
+"""Does a method keep a network plastic? Streams of tasks, many seeds, NaP and its rivals.
+
+A network learns one task after another; what it gets right before each update, averaged over a task, is the online
+accuracy. A network that keeps its plasticity learns the last task as well as the first. Every option that is given more
+than once is an axis of a grid: `--method none --method nap --lr 1e-3 --lr 3e-4 --seeds 10`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+
+from envs.datasets import default_name, load
+from envs.streams import STREAMS, Protocol, Stream, make_stream
+from experiments import harness
+from experiments.harness.grid import cells
+from experiments.harness.learner import Learner, make_learner
+from experiments.harness.methods import (
+    NapConfig,
+    OptimizerConfig,
+    adapt_network,
+    learning_rate,
+    make_optimizer,
+    method_names,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import RivalsConfig, Setting
+from experiments.harness.seeds import Seeds, rolled, use_all_cores
+from experiments.harness.tasks import Row, make_start, make_stretch, nearest_stretch
+from nap.activations import features_per_unit
+from nap.networks import CNN, MLP, as_functions
+
+SAVE_SECONDS = 60.0
+"""A checkpoint is written at the end of a task, when this long has passed since the last one."""
+LONGEST_STRETCH = 10_000
+"""Updates in one call of a compiled function, unless --record-every says more: an interrupt waits for its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A cell of the grid: one stream, one method, one learning rate, and all seeds."""
+
+    stream: str = "random-labels"
+    """The kind of tasks: one of the list above."""
+    data: str = ""
+    """fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file; "" for what is on the machine."""
+    method: str = "nap"
+    """none, layernorm, rmsnorm or nap, and what is joined to it by +: nap+redo, layernorm+l2-init, none+crelu."""
+    seed: int = 0
+    """The first seed. The seeds, the other options and the version of the code determine a run."""
+    seeds: Annotated[int, tyro.conf.Suppress] = 1
+    """How many seeds, as --seeds says."""
+    network: Literal["mlp", "cnn"] = "mlp"
+    """mlp; cnn (two 5x5 convolutions with 16 channels and max-pooling, then the hidden layers)."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden dense layers."""
+    reset_head: Annotated[bool, tyro.conf.FlagConversionOff] = False
+    """Draw the output layer anew at the end of every task."""
+    protocol: Protocol = dataclasses.field(default_factory=lambda: STREAMS["random-labels"].published["quick"].protocol)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
+    record_every: int = 0
+    """Updates between records; 0: once a task, or every 10,000 updates where a task is longer."""
+
+    @property
+    def updates(self) -> int:
+        """Updates in the run."""
+        return self.protocol.tasks * self.protocol.updates_per_task
+
+
+def main(argv: list[str]) -> int:
+    """Run all cells of the grid from the command line; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def presets(stream: str) -> dict[str, Config]:
+    """The published protocols of a stream, and `quick`: minutes on two cores."""
+    return {
+        name: Config(
+            stream=stream,
+            data=published.dataset,
+            network=published.network,
+            hidden=published.hidden,
+            reset_head=published.reset_head,
+            protocol=published.protocol,
+            optimizer=OptimizerConfig(published.optimizer, lr=published.lr, optimizer_epsilon=1e-8, clip=0.0),
+        )
+        for name, published in STREAMS[stream].published.items()
+    }
+
+
+def run(config: Config, options: harness.RunOptions) -> Path:
+    """One cell, from its beginning or from where it was left; returns its folder."""
+    config = resolve(dataclasses.replace(config, seeds=options.seeds))
+    stream = build_stream(config.stream, config.protocol, config.data)
+    harness.enable_compilation_cache()
+    label = f"{config.stream}-{config.method}-{config.optimizer.optimizer}-lr{config.optimizer.lr:g}"
+    with harness.open_run(
+        "plasticity",
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        label=f"{label}-seeds{config.seed}to{config.seed + config.seeds - 1}",
+        total=config.updates,
+        unit="updates",
+    ) as opened:
+        if not opened.done:
+            _run(config, stream, opened)
+        return opened.folder
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with what it leaves open filled in.
+
+    Raises:
+        harness.UserError: a value that makes no sense, with the option and the nearest right value.
+    """
+    parse_method(config.method)
+    values = {**vars(config), **vars(config.optimizer)}
+    for name in ("seed", "record_every", "lr", "lr_end", "optimizer_epsilon", "clip"):
+        if not values[name] >= 0:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0")
+    if not config.hidden or min(config.hidden) < 1:
+        raise harness.UserError(f"--hidden {' '.join(map(str, config.hidden))}: widths of 1 or more, at least one")
+    if config.nap.project_every < 1:
+        raise harness.UserError(f"--project-every {config.nap.project_every}: it must be at least 1")
+    data = (config.data or default_name()) if STREAMS[config.stream].needs_data else ""
+    steps, epochs = config.protocol.steps_per_epoch, config.protocol.epochs
+    wished = config.record_every or min(steps * epochs, LONGEST_STRETCH)
+    record_every = nearest_stretch(wished, steps, epochs)
+    if config.record_every and record_every != config.record_every:
+        raise harness.UserError(
+            f"--record-every {config.record_every}: it must divide an epoch ({steps} updates) or be whole epochs that "
+            f"divide a task ({epochs} epochs); the nearest is {record_every}"
+        )
+    return dataclasses.replace(config, data=data, record_every=record_every)
+
+
+@functools.lru_cache(maxsize=2)
+def build_stream(stream: str, protocol: Protocol, data: str) -> Stream:
+    """A stream with its data on the device; the cells of a grid share it."""
+    try:
+        return make_stream(stream, protocol, load(data) if data else None)
+    except ValueError as error:
+        raise harness.UserError(str(error)) from None
+
+
+def build_learner(config: Config, stream: Stream) -> Learner:
+    """The network and the optimizer of a configuration."""
+    method = parse_method(config.method)
+    if config.reset_head and "reset-head" not in method.interventions:
+        method = parse_method(f"{config.method}+reset-head")
+    norm = norm_of(method, config.nap)
+
+    def make_network(rngs: nnx.Rngs) -> MLP | CNN:
+        if config.network == "cnn":
+            return CNN(
+                stream.input_shape,
+                stream.outputs,
+                hidden=config.hidden,
+                norm=norm,
+                activation=method.activation,
+                rngs=rngs,
+            )
+        inputs = math.prod(stream.input_shape)
+        return MLP(inputs, config.hidden, stream.outputs, norm=norm, activation=method.activation, rngs=rngs)
+
+    network = adapt_network(method, as_functions(make_network))
+
+    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+        setting = Setting(network, key, config.updates, config.protocol.updates_per_task)
+        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
+
+    return make_learner(network, optimizer, stream.loss, features_per_unit=features_per_unit(method.activation))
+
+
+def _main(argv: list[str]) -> int:
+    use_all_cores()
+    grid = [_parse(cell) for cell in cells(argv)]
+    for config, _ in grid:  # all of them before the first one runs
+        config = resolve(config)
+        build_learner(config, build_stream(config.stream, config.protocol, config.data))
+    folders: list[Path] = []
+    exit_code = 0
+    for number, (config, options) in enumerate(grid, start=1):
+        if len(grid) > 1:
+            print(f"[{number}/{len(grid)}] {config.stream} {config.method} lr {config.optimizer.lr:g}", file=sys.stderr)
+        try:
+            folders.append(run(config, options))
+        except harness.NonFinite as error:
+            harness.print_error(error)
+            exit_code = error.exit_code
+    if folders:
+        from experiments.harness.scoreboard import scoreboard  # polars and scipy: not for --help
+
+        print(scoreboard(folders))
+    return exit_code
+
+
+def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
+    """The configuration of one cell: the stream's preset, then the options."""
+    stream = _given("--stream", argv) or Config.stream
+    if stream not in STREAMS:
+        raise harness.unknown("a stream", stream, STREAMS)
+    if _given("--preset", argv) is None:
+        argv = ["--preset", "quick", *argv]
+    streams = "\n".join(f"  {name}: {kind.summary} ({', '.join(kind.published)})" for name, kind in STREAMS.items())
+    joined = ", ".join(method_names())
+    lists = f"Streams, and the presets of each:\n{streams}\n\nMethods, and what they can be joined with: {joined}"
+    return harness.parse_command(
+        Config, argv, name="plasticity", description=f"{__doc__}\n{lists}", presets=presets(stream)
+    )
+
+
+def _given(option: str, argv: list[str]) -> str | None:
+    for position, word in enumerate(argv):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
+    learner = build_learner(config, stream)
+    roll = rolled(has_convolutions=config.network == "cnn")
+    seeds = Seeds(config.seeds, roll=roll)
+    data = seeds.shared(stream.data)
+    function = make_stretch(learner, stream, config.record_every, roll=roll)
+    own = seeds.map(lambda _, key: make_start(learner)(key))((), seeds.keys(config.seed))
+    first = jnp.zeros([], jnp.int32)
+    stretch = seeds.map(function, at_once=seeds.fit(function, data, own, first, first), donate=True)
+    recorder = _Recorder(config, stream, opened)
+    task, (saved, totals) = opened.restore((seeds.drop_padding(own.state), recorder.totals))
+    own, recorder.totals = own._replace(state=seeds.pad(saved, own.state)), totals
+    last_save = time.monotonic()
+    while task < stream.tasks:
+        for start in range(0, config.protocol.updates_per_task, config.record_every):
+            own, row = stretch(data, own, jnp.asarray(task, jnp.int32), jnp.asarray(start, jnp.int32))
+            recorder.add(task, start + config.record_every, row)
+        task += 1
+        if task == stream.tasks or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+            recorder.flush()
+            opened.save(task, (seeds.drop_padding(own.state), recorder.totals))
+            last_save = time.monotonic()
+        opened.check_interrupted()
+    opened.finish(recorder.summary())
+
+
+class _Recorder:
+    """Writes down each stretch once the next one is running, so that the device does not wait for it.
+
+    Attributes:
+        totals: what the summary is made from: sums over the scored tasks so far, shape [seeds].
+    """
+
+    def __init__(self, config: Config, stream: Stream, opened: harness.Run) -> None:
+        self._config, self._stream, self._opened = config, stream, opened
+        self._rate = learning_rate(config.optimizer, config.updates)
+        self._waiting: tuple[int, int, Row] | None = None
+        self._diverged: set[int] = set()
+        self.totals = {name: np.zeros(config.seeds) for name in ("stretches", "online_loss", "online_accuracy", "loss")}
+
+    def add(self, task: int, task_updates: int, row: Row) -> None:
+        """Takes the stretch that has just been started, and writes down the one before."""
+        self.flush()
+        self._waiting = task, task_updates, row
+
+    def flush(self) -> None:
+        """Writes down the stretch that is waiting."""
+        if self._waiting is None:
+            return
+        task, task_updates, row = self._waiting
+        self._waiting = None
+        values = {name: np.asarray(value)[: self._config.seeds] for name, value in jax.device_get(row).items()}
+        updates = task * self._config.protocol.updates_per_task + task_updates
+        place = {"task": task + 1, "updates": updates, "task_updates": task_updates}
+        place["scored"] = bool(self._stream.scored(task))
+        rate = np.asarray(self._rate(updates - 1)).item()
+        for i in range(self._config.seeds):
+            numbers = {name: value[i] for name, value in values.items()}
+            self._opened.record(
+                {"phase": "task", "seed": self._config.seed + i, **place, "learning_rate": rate, **numbers}
+            )
+        self._add_up(values, place)
+        shown = values["online_loss" if self._stream.loss == "squared-error" else "online_accuracy"]
+        what = "loss" if self._stream.loss == "squared-error" else "accuracy"
+        self._opened.progress.update(updates=updates, task=f"{task + 1}/{self._stream.tasks}", **{what: shown.mean()})
+
+    def _add_up(self, values: dict[str, np.ndarray], place: dict[str, Any]) -> None:
+        diverged = {i for i in range(self._config.seeds) if not np.isfinite(values["loss"][i])}
+        for i in sorted(diverged - self._diverged):
+            self._opened.progress.say(f"seed {self._config.seed + i}: the loss is not finite in task {place['task']}")
+        self._diverged |= diverged
+        if len(diverged) == self._config.seeds:
+            self._opened.check_finite("loss of every seed", values["loss"][0], updates=place["updates"])
+        if place["scored"]:
+            self.totals["stretches"] += 1
+            for name in ("online_loss", "online_accuracy"):
+                self.totals[name] += values[name]
+        self.totals["loss"] = values["loss"].astype(float)
+
+    def summary(self) -> dict[str, float | int]:
+        """Averages over the scored tasks and the seeds."""
+        stretches = self.totals["stretches"]
+        return {
+            "seeds": self._config.seeds,
+            "tasks": self._stream.tasks,
+            "average_online_accuracy": float(np.mean(self.totals["online_accuracy"] / stretches)),
+            "average_online_loss": float(np.mean(self.totals["online_loss"] / stretches)),
+            "last_loss": float(np.mean(self.totals["loss"])),
+        }

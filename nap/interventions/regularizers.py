@@ -1,0 +1,307 @@
+"""Regularizers: each adds the gradient of its penalty to the gradients, so it stands before the optimizer.
+
+A weight counts as a matrix with one row for each input and one column for each unit: a Flax kernel as it is, a
+convolution's kernel with height, width and inputs as rows, a PyTorch or Equinox `weight` transposed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from nap import paths
+from nap.paths import PyTree
+from nap.projection import RoleSpec
+from nap.roles import LeafRole, Role
+from nap.roles import roles as find_roles
+
+_WARM_UP = 30
+"""Steps of the power iteration at `init`, where it has no earlier vectors to start from."""
+
+
+class L2InitState(NamedTuple):
+    """State of `l2_init`.
+
+    Attributes:
+      initial: the parameters that `init` was given.
+    """
+
+    initial: PyTree
+
+
+class W2InitState(NamedTuple):
+    """State of `w2_init`.
+
+    Attributes:
+      initial: the initial values of each leaf, sorted, one leaf after the other. One array, in no way a copy of the
+        parameters, so that a reset of single units does not mix it.
+    """
+
+    initial: Float[Array, " parameters"]
+
+
+class SpectralState(NamedTuple):
+    """State of `spectral_regularization` and `spectral_normalization`.
+
+    Attributes:
+      vectors: the estimate of each weight's first right singular vector (an entry a unit), one weight after the other.
+        One array, for the reason told at `W2InitState`.
+    """
+
+    vectors: Float[Array, " units"]
+
+
+class Spectrum(NamedTuple):
+    """The largest singular value of a weight, with its vectors, as far as the power iteration knows them.
+
+    Attributes:
+      sigma: the singular value.
+      left: the left singular vector, over the inputs.
+      right: the right singular vector, over the units.
+    """
+
+    sigma: Float[Array, "*stacked"]
+    left: Float[Array, "*stacked inputs"]
+    right: Float[Array, "*stacked units"]
+
+
+def l2(strength: float) -> optax.GradientTransformation:
+    """Add the gradient of strength * ||theta||^2, which is 2 * strength * theta, for every floating-point parameter.
+
+    The factor 2 is the convention of L2 Init (Kumar et al., 2023); a weight decay of `d` has strength d / 2. It passes
+    through the optimizer, unlike decoupled weight decay. On weights that are projected afterwards it does nothing.
+
+    Args:
+      strength: weight of the penalty.
+
+    Raises:
+      ValueError: `strength` < 0.
+    """
+    _check_strength(strength)
+
+    def update_fn(updates, state, params=None):
+        params = needed(params, "l2")
+        return jax.tree.map(
+            lambda g, w: g + 2 * strength * w if paths.is_weight_array(w) else g, updates, params
+        ), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+
+
+def l2_init(strength: float) -> optax.GradientTransformation:
+    """Add the gradient of strength * ||theta - theta_0||^2 for every floating-point parameter (Kumar et al., 2023).
+
+    theta_0 are the parameters that `init` is given. Where a wrapper resets weights and the optimizer state that belongs
+    to them, the new values become these weights' theta_0; a regularizer outside of the wrapper keeps the old ones.
+
+    Args:
+      strength: weight of the penalty; 1e-2 is the paper's best with Adam on most of its streams.
+
+    Raises:
+      ValueError: `strength` < 0.
+    """
+    _check_strength(strength)
+
+    def update_fn(updates, state, params=None):
+        params = needed(params, "l2_init")
+
+        def pull(gradient: Array, weight: Array, initial: Array) -> Array:
+            return gradient + 2 * strength * (weight - initial) if paths.is_weight_array(weight) else gradient
+
+        return jax.tree.map(pull, updates, params, state.initial), state
+
+    return optax.GradientTransformation(lambda params: L2InitState(jax.tree.map(jnp.copy, params)), update_fn)
+
+
+def w2_init(strength: float) -> optax.GradientTransformation:
+    """Add the gradient of a Wasserstein penalty: the weights' distribution stays that of the initial weights.
+
+    For each floating-point leaf, strength * sum_i (theta_(i) - theta_0(i))^2, where (i) means the i-th smallest value:
+    the leaf's size times the squared Wasserstein-2 distance of the two empirical distributions (Lewandowski et al.,
+    2023). Equal weights are paired in their order in memory.
+
+    Args:
+      strength: weight of the penalty.
+
+    Raises:
+      ValueError: `strength` < 0.
+    """
+    _check_strength(strength)
+
+    def init_fn(params: PyTree) -> W2InitState:
+        floats = [leaf for leaf in jax.tree.leaves(params) if paths.is_weight_array(leaf)]
+        return W2InitState(_concatenate([jnp.sort(leaf.reshape(-1)) for leaf in floats]))
+
+    def update_fn(updates, state, params=None):
+        params = needed(params, "w2_init")
+        steps = paths.leaves(updates)
+        floats = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
+        new = {}
+        for (path, weight), part in zip(floats.items(), _parts([leaf.size for leaf in floats.values()]), strict=True):
+            values = weight.reshape(-1)
+            target = jnp.zeros_like(state.initial[part]).at[jnp.argsort(values)].set(state.initial[part])
+            pull = 2 * strength * (values - target).reshape(weight.shape)
+            new[path] = steps[path] + pull.astype(steps[path].dtype)
+        return paths.replace(updates, new), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def parseval(strength: float = 1e-3, scale: float = 2.0, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+    """Add the gradient of strength * ||K^T K - scale * I||_F^2 for every hidden weight K (Chung et al., 2024).
+
+    K^T K holds the inner products of the units' incoming weights (the paper writes W W^T with a row a unit): units are
+    pushed to be orthogonal, with squared norm `scale`, the square of the gain of orthogonal initialization. A layer
+    with more units than inputs cannot get there. The paper multiplies its strength by (64 / width)^2; that is left to
+    the caller, since a network's layers may differ in width.
+
+    Args:
+      strength: weight of the penalty.
+      scale: squared norm of a unit's incoming weights.
+      roles: which weights are hidden: see `nap.roles`.
+
+    Raises:
+      ValueError: `strength` < 0.
+    """
+    _check_strength(strength)
+
+    def update_fn(updates, state, params=None):
+        params = needed(params, "parseval")
+        weights, steps, new = paths.leaves(params), paths.leaves(updates), {}
+        for leaf in with_roles(params, roles, Role.HIDDEN):
+            matrix = as_matrix(weights[leaf.path], leaf)
+            products = jnp.einsum("...nu,...nv->...uv", matrix, matrix) - scale * jnp.eye(matrix.shape[-1])
+            pull = from_matrix(4 * strength * matrix @ products, weights[leaf.path], leaf)
+            new[leaf.path] = steps[leaf.path] + pull.astype(steps[leaf.path].dtype)
+        return paths.replace(updates, new), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+
+
+def spectral_regularization(strength: float, power: int = 2, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+    """Pull the largest singular value of every weight to 1, and every bias to 0 (Lewandowski et al., 2024).
+
+    Adds the gradient of strength * (sum over hidden and output weights of (sigma^power - 1)^2 + sum over biases of
+    ||b||^(2 power)). sigma comes from one step of power iteration at each update, from the last update's vector (30 at
+    `init`), and its gradient is the outer product of the two singular vectors. Parameters of normalizations are left
+    alone.
+
+    Args:
+      strength: weight of the penalty.
+      power: the exponent k of the singular values.
+      roles: what is a weight and what a bias: see `nap.roles`.
+
+    Raises:
+      ValueError: `strength` < 0 or `power` < 1.
+    """
+    _check_strength(strength)
+    if power < 1:
+        raise ValueError(f"power must be at least 1, got {power}")
+
+    def init_fn(params: PyTree) -> SpectralState:
+        return first_vectors(params, with_roles(params, roles, Role.HIDDEN, Role.OUTPUT))
+
+    def update_fn(updates, state, params=None):
+        params = needed(params, "spectral_regularization")
+        weights, steps, new = paths.leaves(params), paths.leaves(updates), {}
+        matrices = with_roles(params, roles, Role.HIDDEN, Role.OUTPUT)
+        spectra, state = follow_spectra(params, matrices, state)
+        for leaf, (sigma, left, right) in zip(matrices, spectra, strict=True):
+            slope = 2 * (sigma**power - 1) * power * sigma ** (power - 1)
+            outer = slope[..., None, None] * left[..., :, None] * right[..., None, :]
+            new[leaf.path] = strength * from_matrix(outer, weights[leaf.path], leaf)
+        for leaf in with_roles(params, roles, Role.BIAS):
+            bias = weights[leaf.path].astype(jnp.float32)
+            square = jnp.sum(jnp.square(bias), axis=tuple(range(leaf.stacked, bias.ndim)), keepdims=True)
+            new[leaf.path] = strength * 2 * power * square ** (power - 1) * bias
+        pulled = {path: steps[path] + pull.astype(steps[path].dtype) for path, pull in new.items()}
+        return paths.replace(updates, pulled), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def with_roles(params: PyTree, roles: RoleSpec, *wanted: Role) -> list[LeafRole]:
+    """The leaves of some roles; none in a tree without leaves, such as optax's stand-in for the parameters."""
+    leaves = paths.leaves(params)
+    if not leaves:
+        return []
+    return [leaf for leaf in find_roles(params, roles) if leaf.role in wanted and leaf.path in leaves]
+
+
+def unit_axis(leaf: LeafRole) -> int:
+    """The axis of a weight with an entry for each unit: the last, or, in a `weight` of PyTorch's layout, the first."""
+    return leaf.stacked - len(leaf.shape) if leaf.path.rpartition("/")[2] == "weight" else -1
+
+
+def as_matrix(weight: Float[Array, "..."], leaf: LeafRole) -> Float[Array, "*stacked inputs units"]:
+    """A weight as float32 matrices with a column for each unit; stacked axes stay in front."""
+    moved = jnp.moveaxis(weight.astype(jnp.float32), unit_axis(leaf), -1)
+    return moved.reshape(*moved.shape[: leaf.stacked], -1, moved.shape[-1])
+
+
+def from_matrix(
+    matrix: Float[Array, "*stacked inputs units"], weight: Float[Array, "..."], leaf: LeafRole
+) -> Float[Array, "..."]:
+    """The inverse of `as_matrix`, float32 in the shape of `weight`."""
+    moved_shape = jnp.moveaxis(weight, unit_axis(leaf), -1).shape
+    return jnp.moveaxis(matrix.reshape(moved_shape), -1, unit_axis(leaf))
+
+
+def first_vectors(params: PyTree, weights: Sequence[LeafRole]) -> SpectralState:
+    """A fixed random start for each of some weights, after 30 steps of power iteration."""
+    sizes = [_vector_size(leaf) for leaf in weights]
+    start = SpectralState(jax.random.normal(jax.random.key(0), (sum(sizes),)))
+    return jax.lax.fori_loop(0, _WARM_UP, lambda _, state: follow_spectra(params, weights, state)[1], start)
+
+
+def follow_spectra(
+    params: PyTree, weights: Sequence[LeafRole], state: SpectralState
+) -> tuple[list[Spectrum], SpectralState]:
+    """One step of power iteration for each of some weights.
+
+    A weight of zeros has sigma 0, left vector 0, and keeps its right vector.
+    """
+    leaves, spectra = paths.leaves(params), []
+    for leaf, part in zip(weights, _parts([_vector_size(leaf) for leaf in weights]), strict=True):
+        matrix = as_matrix(leaves[leaf.path], leaf)
+        right = state.vectors[part].reshape(*matrix.shape[:-2], matrix.shape[-1])
+        forth = jnp.einsum("...nu,...u->...n", matrix, right)
+        length = jnp.linalg.norm(forth, axis=-1, keepdims=True)
+        left = jnp.where(length > 0, forth / jnp.where(length > 0, length, 1), 0)
+        back = jnp.einsum("...nu,...n->...u", matrix, left)
+        sigma = jnp.linalg.norm(back, axis=-1, keepdims=True)
+        right = jnp.where(sigma > 0, back / jnp.where(sigma > 0, sigma, 1), right)
+        spectra.append(Spectrum(sigma[..., 0], left, right))
+    return spectra, SpectralState(_concatenate([spectrum.right.reshape(-1) for spectrum in spectra]))
+
+
+def needed(params: PyTree | None, name: str) -> PyTree:
+    """The parameters; ValueError where `update` was called without them."""
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call update(gradients, state, params)")
+    return params
+
+
+def _vector_size(leaf: LeafRole) -> int:
+    return math.prod(leaf.shape[: leaf.stacked]) * leaf.shape[unit_axis(leaf)]
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Where arrays of these sizes lie in their concatenation."""
+    return itertools.starmap(slice, itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+
+
+def _concatenate(arrays: Sequence[Array]) -> Array:
+    return jnp.concatenate(arrays) if arrays else jnp.zeros(0)
+
+
+def _check_strength(strength: float) -> None:
+    if strength < 0:
+        raise ValueError(f"strength must be at least 0, got {strength}")

@@ -1,0 +1,150 @@
+"""`python -m experiments plasticity` from end to end on real images: records, resume, grids, bad input."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import harness, plasticity
+from experiments.harness.methods import OptimizerConfig
+
+TINY = {"--data": ["digits"], "--tasks": ["4"], "--epochs": ["2"], "--examples": ["40"], "--batch-size": ["10"]}
+TINY["--hidden"] = ["8", "7"]
+
+
+def command(out: Path, *arguments: str) -> int:
+    given = {name for name in arguments if name.startswith("--")}
+    tiny = [word for name, value in TINY.items() if name not in given for word in (name, *value)]
+    return plasticity.main([*tiny, *arguments, "--out", str(out)])
+
+
+def folders(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.rglob("config.json"))
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
+    assert command(tmp_path, "--method", "nap", "--seeds", "3", "--lr", "0.01") == 0
+    (folder,) = folders(tmp_path)
+    found = rows(folder)
+    assert [(row["task"], row["seed"]) for row in found] == [
+        (task, seed) for task in (1, 2, 3, 4) for seed in (0, 1, 2)
+    ]
+    assert [row["updates"] for row in found[::3]] == [8, 16, 24, 32]
+    for seed in range(3):
+        norms = [row["weight_norm/hidden/0"] for row in found if row["seed"] == seed]
+        np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+    summary = json.loads((folder / "summary.json").read_text())
+    online = [row["online_accuracy"] for row in found]
+    np.testing.assert_allclose(summary["average_online_accuracy"], np.mean(online), rtol=1e-6)
+    np.testing.assert_allclose(summary["last_loss"], np.mean([row["loss"] for row in found[-3:]]), rtol=1e-6)
+    assert f"{100 * np.mean(online):.1f} %" in capsys.readouterr().out
+    assert (folder / "DONE").exists()
+
+
+def test_a_grid_runs_every_cell_once(tmp_path, capsys):
+    grid = ["--method", "none", "--method", "layernorm+redo", "--lr", "0.01", "--lr", "0.001"]
+    assert command(tmp_path, *grid) == 0
+    first = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders(tmp_path)}
+    assert len(first) == 4
+    assert "* 0.0" in capsys.readouterr().out  # the best rate of a method
+    assert command(tmp_path, *grid) == 0
+    assert {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders(tmp_path)} == first
+
+
+def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, capsys):
+    arguments = ["--method", "nap+redo", "--redo-every", "7", "--seeds", "2", "--record-every", "4"]
+    assert command(tmp_path / "whole", *arguments) == 0
+    recorded = plasticity._Recorder.flush
+    calls = []
+
+    def interrupt_in_the_third_task(self) -> None:
+        recorded(self)
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plasticity._Recorder, "flush", interrupt_in_the_third_task)
+        assert command(tmp_path / "parts", *arguments) == 128 + signal.SIGTERM
+    (part,) = folders(tmp_path / "parts")
+    assert not (part / "DONE").exists()
+    assert command(tmp_path / "parts", *arguments) == 0
+    assert "resuming" in capsys.readouterr().err
+    (whole,) = folders(tmp_path / "whole")
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (part / name).read_text() == (whole / name).read_text()
+
+
+def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
+    assert command(tmp_path / "three", "--seeds", "3") == 0
+    assert command(tmp_path / "one", "--seed", "2") == 0
+    three = [row for row in rows(folders(tmp_path / "three")[0]) if row["seed"] == 2]
+    assert rows(folders(tmp_path / "one")[0]) == three
+
+
+@pytest.mark.parametrize(
+    ("stream", "more"),
+    [
+        ("slowly-changing-regression", ["--network", "mlp"]),
+        ("class-split", ["--network", "cnn", "--reset-head", "True"]),
+        ("warm-start", ["--method", "nap+plasticity-injection"]),
+    ],
+)
+def test_other_streams_and_networks(tmp_path, stream, more):
+    arguments = ["--stream", stream, "--data", "digits", "--tasks", "2", "--epochs", "1", "--examples", "40"]
+    assert plasticity.main([*arguments, "--batch-size", "10", "--hidden", "8", *more, "--out", str(tmp_path)]) == 0
+    found = rows(folders(tmp_path)[0])
+    assert len(found) == 2
+    assert (found[0]["online_accuracy"] is None) == (stream == "slowly-changing-regression")
+    assert ("test_accuracy" in found[0]) == (stream != "slowly-changing-regression")
+
+
+def test_one_diverged_seed_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
+    assert command(tmp_path, "--method", "none", "--optimizer", "sgd", "--lr", "1e20", "--seeds", "2") == 1
+    assert "not finite" not in capsys.readouterr().out
+    (folder,) = folders(tmp_path)
+    assert not (folder / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stream", "random-label"], "'random-label' is not a stream; did you mean 'random-labels'?"),
+        (["--preset", "dohare"], "'dohare' is not a preset"),
+        (["--method", "nap+redoo"], "'redoo' is not a method; did you mean 'redo'?"),
+        (["--examples", "99999"], "nearest: 1500"),
+        (["--data", "fashon-mnist"], "fashion-mnist"),
+        (["--record-every", "3"], "the nearest is 2"),
+        (["--batch-size", "50"], "nearest: 40"),
+        (["--lr", "-1"], "--lr -1.0: it must be at least 0"),
+        (["--hidden", "0"], "--hidden 0"),
+        (["--method", "nap", "--method", "none+upgd", "--optimizer", "rmsprop"], "upgd needs --optimizer"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--tasks", "0"], "tasks is 0"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+    assert command(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert not folders(tmp_path)
+
+
+def test_every_preset_is_a_configuration_that_resolves():
+    for stream in plasticity.STREAMS:
+        for config in plasticity.presets(stream).values():
+            resolved = plasticity.resolve(dataclasses.replace(config, data=config.data or "digits"))
+            assert resolved.record_every >= 1
+            assert resolved.protocol == config.protocol
+
+
+def test_a_run_of_another_configuration_has_another_folder():
+    configs = [plasticity.Config(), plasticity.Config(seeds=2), plasticity.Config(optimizer=OptimizerConfig(lr=1.0))]
+    assert len({harness.config_hash("plasticity", config) for config in configs}) == 3
