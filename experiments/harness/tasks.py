@@ -1,7 +1,8 @@
 """One stretch of one task for one seed: updates, then what is measured of them.
 
-A task's updates are divided into stretches of equal length, each within one epoch or of whole epochs; what is recorded
-is recorded at the end of a stretch.
+A task's updates are divided into stretches of equal length, each within one epoch or of whole epochs. What is recorded
+of weights and units is recorded one update before the end of a stretch: with a task's last update come interventions
+such as resets, and a network that has just been reset is not what the task has made of it.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) 
     jit = (lambda function: function) if roll else jax.jit
     epochs, length = max(1, updates // stream.steps), min(updates, stream.steps)
     stepped = jax.jit(_update(learner, stream), donate_argnums=(3, 4)) if not roll else _update(learner, stream)
+    measured = jit(_measured_update(learner, stream))
 
     @jit
     def begin(data: PyTree, key: jax.Array, task: jax.Array) -> PyTree:
@@ -83,10 +85,6 @@ def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) 
     def order(data: PyTree, key: jax.Array, state: PyTree, task: jax.Array, epoch: jax.Array) -> PyTree:
         order_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 2), task), epoch)
         return stream.order(data, state, order_key)
-
-    @jit
-    def finish(data: PyTree, key: jax.Array, task: PyTree, items: PyTree, last: jax.Array, state: LearnerState):
-        return _finish(learner, stream, data, key, task, items, last, state)
 
     def stretch(data: PyTree, own: Own, task: jax.Array, start: jax.Array) -> Result:
         drawn = begin(data, own.key, task)
@@ -100,13 +98,14 @@ def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) 
 
         carry = repeat(epoch_of, (state, sums), first_epoch, epochs - 1, roll=roll)
         items = order(data, own.key, drawn, task, first_epoch + epochs - 1)
-        state, sums = repeat(
-            lambda i, carry: stepped(data, drawn, items, *carry, i), carry, first_step, length - 1, roll=roll
-        )
-        state, score, row = finish(data, own.key, drawn, items, first_step + length - 1, state)
-        online = jax.tree.map(lambda total, last: (total + last) / updates, sums, score)
-        row = {"online_loss": online.loss, "online_accuracy": online.accuracy, **row}
-        return Result(Own(own.key, state), row)
+        plain = max(0, length - 2)  # then one that is measured, and, if there is another, the last
+        carry = repeat(lambda i, carry: stepped(data, drawn, items, *carry, i), carry, first_step, plain, roll=roll)
+        *carry, row = measured(data, own.key, drawn, items, *carry, first_step + plain)
+        if length > 1:
+            carry = stepped(data, drawn, items, *carry, first_step + length - 1)
+        state, sums = carry
+        online = {"online_loss": sums.loss / updates, "online_accuracy": sums.accuracy / updates}
+        return Result(Own(own.key, state), {**online, **row})
 
     return stretch
 
@@ -120,26 +119,21 @@ def _update(learner: Learner, stream: Stream) -> Callable[..., tuple[LearnerStat
     return update
 
 
-def _finish(
-    learner: Learner,
-    stream: Stream,
-    data: PyTree,
-    key: jax.Array,
-    task: PyTree,
-    items: PyTree,
-    last: jax.Array,
-    state: LearnerState,
-) -> tuple[LearnerState, Score, Row]:
-    """The last update of a stretch, with all that is recorded."""
-    x, y = stream.batch(data, task, jax.tree.map(lambda item: item[last], items))
-    state, score, measured = learner.measure(state, x, y)
-    batches = min(stream.steps, math.ceil(PROBE / stream.batch_size))
-    probe = stream.order(data, task, jax.random.fold_in(key, 3))
-    x, y = jax.vmap(lambda item: stream.batch(data, task, item))(jax.tree.map(lambda item: item[:batches], probe))
-    x, y = x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])
-    probed = learner.score(state.params, x, y, jnp.ones(x.shape[0]))
-    row = {"loss": probed.loss, "accuracy": probed.accuracy, **_test(learner, stream, data, task, state)}
-    return state, score, {**row, **measured, **learner.inspect(state.params, x)}
+def _measured_update(learner: Learner, stream: Stream) -> Callable[..., tuple[LearnerState, Score, Row]]:
+    def update(
+        data: PyTree, key: jax.Array, task: PyTree, items: PyTree, state: LearnerState, sums: Score, i: jax.Array
+    ):
+        x, y = stream.batch(data, task, jax.tree.map(lambda item: item[i], items))
+        state, score, measured = learner.measure(state, x, y)
+        batches = min(stream.steps, math.ceil(PROBE / stream.batch_size))
+        probe = stream.order(data, task, jax.random.fold_in(key, 3))
+        x, y = jax.vmap(lambda item: stream.batch(data, task, item))(jax.tree.map(lambda item: item[:batches], probe))
+        x, y = x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])
+        probed = learner.score(state.params, x, y, jnp.ones(x.shape[0]))
+        row = {"loss": probed.loss, "accuracy": probed.accuracy, **_test(learner, stream, data, task, state)}
+        return state, jax.tree.map(jnp.add, sums, score), {**row, **measured, **learner.inspect(state.params, x)}
+
+    return update
 
 
 def _test(learner: Learner, stream: Stream, data: PyTree, task: PyTree, state: LearnerState) -> Row:
