@@ -133,7 +133,7 @@ def _fashion_mnist(root: Path | None, download: bool) -> Dataset:
         looked = root or f"$NAP_DATA/fashion-mnist or {_DEBIAN}"
         raise DatasetMissing(
             f"fashion-mnist: its four .gz files are not in {looked}: `apt install dataset-fashion-mnist` on Debian or "
-            f"Ubuntu, or load it with download=True"
+            f"Ubuntu, or `python -m experiments datasets --download fashion-mnist`"
         )
     train_images, train_labels, test_images, test_labels = (_idx(folder / file) for file in _FASHION_MNIST_FILES)
     return _dataset("fashion-mnist", folder, train_images, train_labels, test_images, test_labels)
