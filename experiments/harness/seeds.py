@@ -26,6 +26,8 @@ _MEMORY_SHARE = 0.8  # of what a device has; the rest is XLA's to fragment
 
 def use_all_cores() -> None:
     """Makes each core of the CPU a JAX device of its own. Call it before JAX is used; afterwards it changes nothing."""
+    # LAPACK, which XLA calls for singular values on a CPU, would start threads on all cores for each of the devices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)

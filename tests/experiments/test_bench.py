@@ -1,10 +1,12 @@
 """The benchmark: its ratios and table on made-up times, and one real row."""
 
 import json
+from typing import get_args
 
 import pytest
 
 from experiments import bench
+from experiments.harness.catalogue import catalogue
 from experiments.harness.timing import Goal, Row, interleaved, rates, scaled, table
 
 
@@ -82,8 +84,8 @@ def test_the_table_is_aligned_and_says_what_is_met():
 
 
 def test_the_replay_is_measured_for_real(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "REPLAY_CALLS", 2)
-    monkeypatch.setattr(bench, "learner_facts", lambda repeats, peak: {})  # compiles for seconds
+    monkeypatch.setattr(bench.atari, "REPLAY_CALLS", 2)
+    monkeypatch.setattr(bench.atari, "learner_facts", lambda repeats, peak: {})  # compiles for seconds
     monkeypatch.setattr(bench, "matmul_peak", lambda repeats: 1e9)
     assert bench.main(["--repeats", "2", "--only", "replay", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -99,3 +101,20 @@ def test_the_replay_is_measured_for_real(tmp_path, capsys, monkeypatch):
 def test_bad_input_ends_with_exit_code_2(argv, capsys):
     assert bench.main(argv) == 2
     assert argv[0].strip("-") in capsys.readouterr().err
+
+
+def test_the_command_is_found_and_knows_each_benchmark():
+    assert catalogue()["bench"].description == (bench.__doc__ or "").partition("\n")[0]
+    assert tuple(bench.BENCHMARKS) == get_args(bench.Name)
+
+
+def test_plasticity_alone_needs_no_figures_of_dqn(tmp_path, capsys, monkeypatch):
+    def forbidden(repeats, peak):
+        raise AssertionError("it compiles for seconds")
+
+    rows = [Row("made up", "ms", (2.0,), (1.0,), Goal(1.0))]
+    monkeypatch.setattr(bench.atari, "learner_facts", forbidden)
+    monkeypatch.setattr(bench, "matmul_peak", lambda repeats: 1e9)
+    monkeypatch.setattr(bench, "BENCHMARKS", {"plasticity": lambda repeats: rows * repeats})
+    assert bench.main(["--repeats", "2", "--only", "plasticity", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(f"{table(rows * 2)}\n")

@@ -1,14 +1,12 @@
-"""Measure what the parts cost, against what they could cost: one table with the goals.
+"""What DQN on Atari costs: its update, its logging, its loop, its replay, and its start.
 
-Everything is the product's own code at the default configuration of `atari`, on whatever device JAX has. The sides of a
-ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else should run meanwhile.
+Everything is the product's own code at the default configuration of `atari`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import statistics
@@ -18,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import flashbax
 import jax
@@ -32,8 +30,9 @@ from agents.replay import ReplayState, Step, Transition, make_replay, transition
 from envs.atari import PROTOCOLS, AtariEnvs, TimeStep
 from experiments import harness
 from experiments.atari import Config, build
-from experiments.harness.methods import NapConfig, OptimizerConfig, make_optimizer, norm_of
-from experiments.harness.timing import Goal, Row, interleaved, machine_facts, matmul_peak, rates, scaled, table
+from experiments.harness.methods import NapConfig, OptimizerConfig, make_optimizer, norm_of, parse_method
+from experiments.harness.rivals import Setting
+from experiments.harness.timing import Goal, Row, interleaved, rates, scaled
 from nap.networks import NatureCNN, Network, as_functions
 
 ACTIONS = 6  # Pong's
@@ -42,56 +41,6 @@ REPLAY_CALLS = 50  # likewise
 LOGS = 3  # likewise
 VECTOR_STEPS = 48  # of the whole loop, in each repeat
 START_UP_SECONDS = 3.0
-
-Name = Literal["projection", "normalization", "logging", "loop", "replay", "start-up"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to measure, and how often."""
-
-    repeats: int = 7
-    """Repeats of each measurement; at least 5 for figures to be quoted."""
-    only: tuple[Name, ...] = ()
-    """Measure these only."""
-    out: Path = Path("runs")
-    """The table and all figures go to bench/ in this folder."""
-
-
-def main(argv: list[str]) -> int:
-    """Measure, print the machine and the table, and write both down; returns the exit code."""
-    import tyro
-
-    return harness.exit_code_of(
-        lambda: run(tyro.cli(Options, args=argv, prog="python -m experiments bench", description=__doc__))
-    )
-
-
-def run(options: Options) -> None:
-    """All the measurements that are asked for."""
-    if options.repeats < 1:
-        raise harness.UserError(f"--repeats {options.repeats}: it must be at least 1")
-    harness.enable_compilation_cache()
-    peak = matmul_peak(options.repeats)
-    facts = {
-        **machine_facts(),
-        "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s",
-        **learner_facts(options.repeats, peak),
-    }
-    described = "\n".join(f"{name}: {value}" for name, value in facts.items())
-    print(described, end="\n\n", flush=True)
-    rows: list[Row] = []
-    for name in options.only or tuple(BENCHMARKS):
-        for row in BENCHMARKS[name](options.repeats):
-            ratio = "" if row.ratio is None else f", ratio {row.ratio:.3f}"
-            print(f"[{name}] {row.what}: {statistics.median(row.ours):.4g} {row.unit}{ratio}", file=sys.stderr)
-            rows.append(row)
-    print(table(rows))
-    folder = options.out / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.txt").write_text(f"{described}\n\n{table(rows)}\n")
-    figures = {"machine": facts, "rows": [row.as_json() for row in rows]}
-    (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def learner_facts(repeats: int, peak: float) -> dict[str, str]:
@@ -238,23 +187,15 @@ def start_up(repeats: int) -> Iterator[Row]:
     yield Row("  the same, nothing compiled (once)", "s", (cold,), (statistics.median(warm),))
 
 
-BENCHMARKS: dict[Name, Callable[[int], Iterator[Row]]] = {
-    "projection": projection,
-    "normalization": normalization,
-    "logging": logging,
-    "loop": loop,
-    "replay": replay,
-    "start-up": start_up,
-}
-
-
 def make_learner(config: Config, network: Network | None = None) -> Agent:
     """The agent that `atari` would train, or one of another network."""
-    norm = norm_of(config.method, config.nap)
-    optimizer = make_optimizer(config.method, config.optimizer, config.nap, config.total_updates)
+    method = parse_method(config.method)
+    norm = norm_of(method, config.nap)
+    network = network or as_functions(lambda rngs: NatureCNN(ACTIONS, norm=norm, norm_axes=config.norm_axes, rngs=rngs))
+    setting = Setting(network, jax.random.key(0), config.total_updates)
     return make_agent(
-        network or as_functions(lambda rngs: NatureCNN(ACTIONS, norm=norm, norm_axes=config.norm_axes, rngs=rngs)),
-        optimizer,
+        network,
+        make_optimizer(method, config.optimizer, config.nap, config.rivals, setting),
         double=config.agent == "double-dqn",
         target_period=config.target_period,
     )
@@ -375,7 +316,7 @@ def _seconds_to_first_update(cache: str) -> float:
         sizes = ("--frames", "3200", "--iteration-frames", "3200", "--min-replay-frames", "256")
         command = (sys.executable, "-m", "experiments", "atari", "--preset", "demo", *sizes, "--out", out)
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-        root = Path(__file__).resolve().parents[1]
+        root = Path(__file__).resolve().parents[2]
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said)
         try:

@@ -1,0 +1,85 @@
+"""Measure what the parts cost, against what they could cost: one table with the goals.
+
+Everything is the product's own code at the default configuration of `atari`, and of `plasticity`, on whatever device
+JAX has. The sides of a ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else
+should run meanwhile. A PyTorch to compare with is optional: `pip install torch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from experiments import harness
+from experiments.bench import atari, plasticity
+from experiments.harness.timing import Row, machine_facts, matmul_peak, table
+
+Name = Literal["projection", "normalization", "logging", "loop", "replay", "start-up", "plasticity"]
+
+BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
+    {
+        "projection": atari.projection,
+        "normalization": atari.normalization,
+        "logging": atari.logging,
+        "loop": atari.loop,
+        "replay": atari.replay,
+        "start-up": atari.start_up,
+        "plasticity": plasticity.rows,
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure, and how often."""
+
+    repeats: int = 7
+    """Repeats of each measurement; at least 5 for figures to be quoted."""
+    only: tuple[Name, ...] = ()
+    """Measure these only."""
+    out: Path = Path("runs")
+    """The table and all figures go to bench/ in this folder."""
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the machine and the table, and write both down; returns the exit code."""
+    import tyro
+
+    return harness.exit_code_of(
+        lambda: run(tyro.cli(Options, args=argv, prog="python -m experiments bench", description=__doc__))
+    )
+
+
+def run(options: Options) -> None:
+    """All the measurements that are asked for."""
+    if options.repeats < 1:
+        raise harness.UserError(f"--repeats {options.repeats}: it must be at least 1")
+    # Two benchmarks start processes of their own, which could get nothing of a GPU that this one has taken whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    harness.enable_compilation_cache()
+    names = options.only or tuple(BENCHMARKS)
+    peak = matmul_peak(options.repeats)
+    facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
+    if set(names) - {"plasticity"}:
+        facts |= atari.learner_facts(options.repeats, peak)
+    described = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    print(described, end="\n\n", flush=True)
+    rows: list[Row] = []
+    for name in names:
+        for row in BENCHMARKS[name](options.repeats):
+            ratio = "" if row.ratio is None else f", ratio {row.ratio:.3f}"
+            print(f"[{name}] {row.what}: {statistics.median(row.ours):.4g} {row.unit}{ratio}", file=sys.stderr)
+            rows.append(row)
+    print(table(rows))
+    folder = options.out / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.txt").write_text(f"{described}\n\n{table(rows)}\n")
+    figures = {"machine": facts, "rows": [row.as_json() for row in rows]}
+    (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
