@@ -57,7 +57,7 @@ class LoadedRun:
 
     def label_without(self, *settings: str) -> str:
         """The label, some settings left out of it."""
-        variant = ", ".join(f"{name} {value}" for name, value in self.differences if name not in settings)
+        variant = ", ".join(f"{option(name)} {value}" for name, value in self.differences if name not in settings)
         return f"{self.method} ({variant})" if variant else self.method
 
     @property
@@ -127,6 +127,11 @@ def split_method(label: str) -> tuple[str, str]:
     return base, " ".join(filter(None, ["+".join(part for part in parts if part not in BASES), variant]))
 
 
+def option(name: str) -> str:
+    """A setting's name as it is typed: the last part of its place in the configuration."""
+    return name.rpartition(".")[2]
+
+
 def common_folder(runs: list[LoadedRun]) -> Path:
     """The folder that holds all the runs; a single run's own."""
     return Path(os.path.commonpath([run.folder for run in runs]))
@@ -143,7 +148,7 @@ def _with_problems(runs: list[LoadedRun]) -> list[LoadedRun]:
         if "stream" not in run.config:
             return str(run.config.get("game", run.experiment))
         stream = str(run.config["stream"])
-        telling = [f"{name} {value}" for name, value in _of_problem(run) if len(streams[stream][name]) > 1]
+        telling = [f"{option(name)} {value}" for name, value in _of_problem(run) if len(streams[stream][name]) > 1]
         return f"{stream} ({', '.join(telling)})" if telling else stream
 
     return [dataclasses.replace(run, problem=problem(run)) for run in runs]

@@ -94,8 +94,8 @@ def test_what_makes_the_tasks_differ_makes_another_problem_and_other_settings_a_
         "random-labels (data fashion-mnist)"
     ]
     assert [cell.label for cell in cells][1:3] == [
-        "l2-init (rivals.l2_init_strength 0.01)",
-        "l2-init (rivals.l2_init_strength 1)",
+        "l2-init (l2_init_strength 0.01)",
+        "l2-init (l2_init_strength 1)",
     ]
 
 

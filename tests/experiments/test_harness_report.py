@@ -131,7 +131,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
         make_run(tmp_path, Config(seed=seed, optimizer={"name": "adam", "lr": 1e-3}), rows=4)
         make_run(tmp_path, Config(seed=seed, method="none", frames=160_000), rows=4)
     found = labels(load_runs([tmp_path]))
-    assert found == ["none (optimizer.lr 0.00025)", "nap (optimizer.lr 0.00025)", "nap (optimizer.lr 0.001)"]
+    assert found == ["none (lr 0.00025)", "nap (lr 0.00025)", "nap (lr 0.001)"]
 
 
 def test_settings_that_follow_the_method_make_no_variant(tmp_path):
