@@ -67,13 +67,13 @@ def test_norms_grow_in_the_free_run_and_stay_in_the_others(done):
                 norms = [row[name] for row in of_seed]
                 if method == FREE:
                     assert all(np.diff(norms) > 0) and norms[-1] > 1.1 * norms[0]
-                else:
-                    np.testing.assert_allclose(norms, norms[0], rtol=1e-6)
+                else:  # both the projection and the record sum 2,048 float32 squares, one after another on some CPUs
+                    np.testing.assert_allclose(norms, norms[0], rtol=5e-6)
             # Nothing holds the output layer.
             assert of_seed[-1]["weight_norm/output"] > 1.02 * of_seed[0]["weight_norm/output"]
     growth = {method: summary(folder)["norm_growth"] for method, folder in folders(done).items()}
     assert growth.pop(FREE) > 1.1
-    assert list(growth.values()) == pytest.approx([1, 1, 1], rel=1e-6)
+    assert list(growth.values()) == pytest.approx([1, 1, 1], rel=5e-6)
 
 
 def test_the_free_runs_trace_holds_every_update_and_the_records_follow_from_it(done):
