@@ -158,8 +158,8 @@ def continual_backprop(
             mean = jnp.where(masks[layer], record.mean_activation / (1 - decay**record.ages), 0)
             for reader in readers[layer]:
                 if f"{reader}/bias" in leaves:
-                    kernel = outgoing(leaves[f"{reader}/kernel"], *mean.shape)
-                    leaves[f"{reader}/bias"] = leaves[f"{reader}/bias"] + jnp.einsum("pkuo,ku->o", kernel, mean)
+                    kernel, bias = outgoing(leaves[f"{reader}/kernel"], *mean.shape), leaves[f"{reader}/bias"]
+                    leaves[f"{reader}/bias"] = (bias + jnp.einsum("pkuo,ku->o", kernel, mean)).astype(bias.dtype)
         return paths.replace(params, leaves)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -76,7 +76,8 @@ def l2(strength: float) -> optax.GradientTransformation:
     """Add the gradient of strength * ||theta||^2, which is 2 * strength * theta, for every floating-point parameter.
 
     The factor 2 is the convention of L2 Init (Kumar et al., 2023); a weight decay of `d` has strength d / 2. It passes
-    through the optimizer, unlike decoupled weight decay. On weights that are projected afterwards it does nothing.
+    through the optimizer, unlike decoupled weight decay: weights that are projected afterwards it does not turn behind
+    SGD, but it does behind Adam, which scales every entry by itself.
 
     Args:
       strength: weight of the penalty.

@@ -116,7 +116,7 @@ def recycle(
     for layer, mask in masks.items():
         for path in _owned(leaves, layer, mask.size):
             changed[path] = changed[path] | mask
-            new[path] = jnp.where(mask, fresh[path], new[path])
+            new[path] = jnp.where(mask, fresh[path].astype(leaves[path].dtype), new[path])
     for layer, mask in masks.items():  # after all incoming weights: a new unit must not read a recycled one
         for reader in readers[layer]:
             path = f"{reader}/kernel"

@@ -19,7 +19,7 @@ class UPGDState(NamedTuple):
     Attributes:
       count: updates so far.
       key: the random key, folded with the count at each update.
-      utility: the running mean of each parameter's utility, without bias correction.
+      utility: the running mean of each parameter's utility, without bias correction; float32 at least.
       direction: the state of `direction`.
     """
 
@@ -69,7 +69,8 @@ def upgd(
     inner = optax.with_extra_args_support(optax.identity() if direction is None else direction)
 
     def init_fn(params: PyTree) -> UPGDState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        # A share of 1 - beta would be lost in a narrower type than float32.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         return UPGDState(jnp.zeros([], jnp.int32), jnp.copy(key), zeros, inner.init(params))
 
     def update_fn(updates, state, params=None, **extra):

@@ -126,8 +126,11 @@ class CNN(nnx.Module):
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w channels"]:
     """The maximum of each 2x2 window, stride 2; an odd last row or column is dropped.
 
-    Where several of a window are the largest they share the gradient evenly.
+    Two equal halves of a window share the gradient evenly, first its columns, then its rows.
     """
+    # Not jnp.max, whose gradient divides by the number of entries equal to the maximum: a compiler that computes x
+    # twice, and rounds otherwise the second time, finds none, and 0 / 0.
     height, width = x.shape[1] // 2, x.shape[2] // 2
     windows = x[:, : 2 * height, : 2 * width].reshape(x.shape[0], height, 2, width, 2, x.shape[3])
-    return jnp.max(windows, axis=(2, 4))
+    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])

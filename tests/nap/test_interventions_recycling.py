@@ -352,6 +352,33 @@ def test_a_mistake_in_readers_gives_one_clear_line(wrap, readers, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "options"),
+    [
+        (redo, {"tau": 0.0, "every": 1}),
+        (continual_backprop, {"rate": 0.3, "maturity": 0}),
+        (self_normalized_resets, {"threshold": 1, "shortest": 1}),
+    ],
+)
+def test_half_precision_weights_and_their_moments_keep_their_dtype(wrap, options):
+    """Also where the initializer draws in float32."""
+    init = normal_init(DENSE.shapes)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), init(jax.random.key(1)))
+    optimizer = wrap(adam(0.1), readers=DENSE.readers, init=init, key=jax.random.key(0), **options)
+    hidden = {"a": jnp.array([[0, 1, 2, 3], [0, 2, 1, 9]], jnp.bfloat16), "b": jnp.eye(5, dtype=jnp.bfloat16)}
+
+    @jax.jit
+    def run():
+        before = optimizer.init(params)
+        updates, state = optimizer.update(params, before, params, activations=hidden)
+        return before, optax.apply_updates(params, updates), state
+
+    before, after, state = run()
+    np.testing.assert_array_equal(after["b"]["kernel"][0], 0)  # unit 0 of layer a is the silent one
+    for old, new in zip(jax.tree.leaves((params, before)), jax.tree.leaves((after, state)), strict=True):
+        assert old.dtype == new.dtype
+
+
 @EVERY_WRAPPER
 def test_what_update_needs_is_asked_for(wrap):
     optimizer, params = wrapped(wrap), normal_init(DENSE.shapes)(jax.random.key(0))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import nap
 from nap import paths
 from nap.interventions.regularizers import l2, l2_init, parseval, spectral_regularization, w2_init
 from nap.interventions.units import reset_entries
@@ -60,6 +61,21 @@ def matrices(params, *wanted):
 def test_l2_is_the_gradient_of_the_squared_norm():
     params = draw(0)
     assert_close(added(l2(0.3), params), jax.grad(lambda p: 0.3 * optax.tree.norm(p, squared=True))(params))
+
+
+@pytest.mark.parametrize(("optimizer", "turned"), [(optax.sgd(0.01), False), (optax.adam(0.01), True)])
+def test_l2_turns_projected_weights_behind_adam_only(optimizer, turned):
+    params = {"hidden": {"kernel": jnp.array([[3.0, -1.0], [2.0, 0.5]])}, "output": {"kernel": jnp.ones((2, 1))}}
+    gradients = {"hidden": {"kernel": jnp.array([[-1.0, 2.0], [-3.0, 1.0]])}, "output": {"kernel": jnp.ones((2, 1))}}
+
+    def after(transformation):
+        projected = nap.normalize_and_project(transformation)
+        updates, _ = projected.update(gradients, projected.init(params), params)
+        return optax.apply_updates(params, updates)["hidden"]["kernel"]
+
+    alone, moved = after(optimizer), after(optax.chain(l2(0.5), optimizer))
+    share = np.linalg.norm(moved - alone) / np.linalg.norm(alone - params["hidden"]["kernel"])
+    assert share > 0.5 if turned else share < 0.02
 
 
 def test_l2_init_is_the_gradient_of_the_squared_distance():

@@ -58,6 +58,17 @@ def test_noise_is_gated_and_new_at_every_update():
     assert abs(np.corrcoef(first["w"], second["w"])[0, 1]) < 0.05
 
 
+def test_bfloat16_utilities_keep_a_small_share():
+    """In bfloat16 0.999 rounds to 1 and a mean would never decay: after 2.0 at the first update, 2.0 * 0.999^299."""
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    optimizer = upgd(0.0, sigma=0.0, key=KEY)
+    _, state = optimizer.update({"w": jnp.array([-2.0, 0.0], jnp.bfloat16)}, optimizer.init(params), params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state = jax.lax.fori_loop(1, 300, lambda _, state: optimizer.update(zero, state, params)[1], state)
+    np.testing.assert_allclose(state.utility["w"], [0.002 * 0.999**299, 0], rtol=1e-3)
+    assert optimizer.update(zero, state, params)[0]["w"].dtype == jnp.bfloat16
+
+
 def test_the_direction_is_adams_and_the_utility_the_gradients():
     params, gradients = {"w": jnp.array([1.0, -1.0])}, {"w": jnp.array([-4.0, -2.0])}
     optimizer = upgd(0.1, sigma=0.0, weight_decay=0.0, key=KEY, direction=optax.scale_by_adam())
