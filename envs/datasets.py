@@ -226,9 +226,10 @@ def _cifar(name: str, root: Path | None) -> Dataset:
     candidates = [place, place / kind.folder, place / kind.archive] if place else []
     found = next((path for path in candidates if path.is_file() or (path / kind.train[0]).is_file()), None)
     if found is None:
+        looked = place or "$NAP_DATA, which is not set"
         raise DatasetMissing(
-            f"{name}: neither {kind.archive} nor the folder {kind.folder} is in {place or 'root or $NAP_DATA'}: "
-            f"`curl -O https://www.cs.toronto.edu/~kriz/{kind.archive}` there (170 MB)"
+            f"{name}: neither {kind.archive} nor the folder {kind.folder} is in {looked}: "
+            f"`curl -O https://www.cs.toronto.edu/~kriz/{kind.archive}` in the folder that NAP_DATA names (170 MB)"
         )
     batches = _read_members(name, found, kind)
     images, labels = [], []

@@ -44,7 +44,7 @@ from nap.activations import features_per_unit
 from nap.networks import CNN, MLP, as_functions
 
 SAVE_SECONDS = 60.0
-"""A checkpoint is written at the end of a task, when this long has passed since the last one."""
+"""A checkpoint is written at the end of a stretch, when this long has passed since the last one."""
 LONGEST_STRETCH = 10_000
 """Updates in one call of a compiled function, unless --record-every says more: an interrupt waits for its end."""
 
@@ -64,7 +64,9 @@ class Config:
     seeds: Annotated[int, tyro.conf.Suppress] = 1
     """How many seeds, as --seeds says."""
     network: Literal["mlp", "cnn"] = "mlp"
-    """mlp; cnn (two 5x5 convolutions with 16 channels and max-pooling, then the hidden layers)."""
+    """mlp; cnn (5x5 convolutions, each with 2x2 max-pooling, then the hidden layers)."""
+    channels: tuple[int, ...] = (16, 16)
+    """Channels of the cnn's convolutions."""
     hidden: tuple[int, ...] = (100, 100)
     """Widths of the hidden dense layers."""
     reset_head: Annotated[bool, tyro.conf.FlagConversionOff] = False
@@ -94,6 +96,7 @@ def presets(stream: str) -> dict[str, Config]:
             stream=stream,
             data=published.dataset,
             network=published.network,
+            channels=published.channels,
             hidden=published.hidden,
             reset_head=published.reset_head,
             protocol=published.protocol,
@@ -130,12 +133,16 @@ def resolve(config: Config) -> Config:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
     parse_method(config.method)
-    values = {**vars(config), **vars(config.optimizer)}
-    for name in ("seed", "record_every", "lr", "lr_end", "optimizer_epsilon", "clip"):
-        if not values[name] >= 0:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0")
-    if not config.hidden or min(config.hidden) < 1:
-        raise harness.UserError(f"--hidden {' '.join(map(str, config.hidden))}: widths of 1 or more, at least one")
+    values = {**vars(config), **vars(config.optimizer), **vars(config.rivals)}
+    for name in ("seed", "record_every", "every", "lr", "lr_end", "optimizer_epsilon", "clip"):
+        if not 0 <= values[name] < math.inf:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and finite")
+    for name in ("adam_b1", "adam_b2"):
+        if not 0 <= values[name] < 1:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
+    for name in ("hidden", "channels"):
+        if not values[name] or min(values[name]) < 1:
+            raise harness.UserError(f"--{name} {' '.join(map(str, values[name]))}: widths of 1 or more, at least one")
     if config.nap.project_every < 1:
         raise harness.UserError(f"--project-every {config.nap.project_every}: it must be at least 1")
     data = (config.data or default_name()) if STREAMS[config.stream].needs_data else ""
@@ -171,6 +178,7 @@ def build_learner(config: Config, stream: Stream) -> Learner:
             return CNN(
                 stream.input_shape,
                 stream.outputs,
+                channels=config.channels,
                 hidden=config.hidden,
                 norm=norm,
                 activation=method.activation,
@@ -179,7 +187,10 @@ def build_learner(config: Config, stream: Stream) -> Learner:
         inputs = math.prod(stream.input_shape)
         return MLP(inputs, config.hidden, stream.outputs, norm=norm, activation=method.activation, rngs=rngs)
 
-    network = adapt_network(method, as_functions(make_network))
+    try:
+        network = adapt_network(method, as_functions(make_network))
+    except ValueError as error:
+        raise harness.UserError(f"--network {config.network}: {error}") from None
 
     def optimizer(key: jax.Array) -> optax.GradientTransformation:
         setting = Setting(network, key, config.updates, config.protocol.updates_per_task)
@@ -245,17 +256,18 @@ def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
     first = jnp.zeros([], jnp.int32)
     stretch = seeds.map(function, at_once=seeds.fit(function, data, own, first, first), donate=True)
     recorder = _Recorder(config, stream, opened)
-    task, (saved, totals) = opened.restore((seeds.drop_padding(own.state), recorder.totals))
+    done, (saved, totals) = opened.restore((seeds.drop_padding(own.state), recorder.totals))
     own, recorder.totals = own._replace(state=seeds.pad(saved, own.state)), totals
     last_save = time.monotonic()
-    while task < stream.tasks:
-        for start in range(0, config.protocol.updates_per_task, config.record_every):
-            own, row = stretch(data, own, jnp.asarray(task, jnp.int32), jnp.asarray(start, jnp.int32))
-            recorder.add(task, start + config.record_every, row)
-        task += 1
-        if task == stream.tasks or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+    stretches = config.updates // config.record_every
+    while done < stretches:
+        task, start = divmod(done * config.record_every, config.protocol.updates_per_task)
+        own, row = stretch(data, own, jnp.asarray(task, jnp.int32), jnp.asarray(start, jnp.int32))
+        recorder.add(task, start + config.record_every, row)
+        done += 1
+        if done == stretches or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
             recorder.flush()
-            opened.save(task, (seeds.drop_padding(own.state), recorder.totals))
+            opened.save(done, (seeds.drop_padding(own.state), recorder.totals))
             last_save = time.monotonic()
         opened.check_interrupted()
     opened.finish(recorder.summary())

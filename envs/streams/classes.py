@@ -260,10 +260,12 @@ SPLIT_PROTOCOLS = {
         dataset="imagenet32.npz",
         reset_head=True,
         network="cnn",
+        channels=(32, 64, 128),
         hidden=(128, 128),
         optimizer="momentum",
         lr=0.01,
-        source="Dohare et al., github shibhansh/loss-of-plasticity, step sizes .01, .001, .0001; ours: any pairs",
+        source="Dohare et al., github shibhansh/loss-of-plasticity, step sizes .01, .001, .0001; ours: any pairs, "
+        "all convolutions 5x5 and padded",
     ),
     "l2-init": Published(
         Protocol(tasks=500, epochs=10, examples=1200, batch_size=100),

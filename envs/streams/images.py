@@ -88,8 +88,8 @@ def class_rows(name: str, labels: Int32[np.ndarray, " n"], classes: int, needed:
     smallest = int(counts.argmin())
     if counts[smallest] < needed:
         raise ValueError(
-            f"{name} needs {needed} training images of each class, class {smallest} has {counts[smallest]}; "
-            f"nearest: {counts[smallest]} a class"
+            f"{name} needs {needed} training images of each class, class {smallest} has {counts[smallest]}"
+            + (f"; nearest: {counts[smallest]} a class" if counts[smallest] else ": number the classes without a gap")
         )
     by_class = np.argsort(labels, kind="stable")
     starts = np.cumsum(counts) - counts

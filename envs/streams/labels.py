@@ -141,10 +141,12 @@ LABEL_PERMUTATION_PROTOCOLS = {
         Protocol(tasks=400, epochs=1, examples=50_000, batch_size=1, steps=2500),
         dataset="cifar10",
         network="cnn",
-        hidden=(100, 100),
+        channels=(6, 16),
+        hidden=(120, 84),
         optimizer="sgd",
         lr=0.01,
-        source="UPGD, github mohmdelsayed/upgd, CIFAR-10, lr of its SGD; ours: the dense widths, pixels not centred",
+        source="UPGD, github mohmdelsayed/upgd, CIFAR-10, lr of its SGD; ours: a ReLU after each convolution, and "
+        "padding; pixels not centred",
     ),
     "quick": Published(
         Protocol(tasks=30, epochs=5, examples=1000, batch_size=10),

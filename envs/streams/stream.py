@@ -143,6 +143,7 @@ class Published:
       dataset: as `envs.datasets.load` takes it; "" for `envs.datasets.default_name()`.
       reset_head: whether the output layer is set back at every new task.
       network: the kind of network.
+      channels: of the convolutions of a "cnn", which are 5x5 here, padded, and each followed by 2x2 max-pooling.
     """
 
     protocol: Protocol
@@ -154,3 +155,4 @@ class Published:
     dataset: str = ""
     reset_head: bool = False
     network: Literal["mlp", "cnn"] = "mlp"
+    channels: tuple[int, ...] = (16, 16)

@@ -1,6 +1,9 @@
 """The command line of an experiment: its configuration's fields as options, the shared options, one line an error."""
 
+import contextlib
 import dataclasses
+import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,8 +74,8 @@ def parse_command(
     """The configuration and the shared options that a command line means; see `run_command` for the arguments.
 
     Raises:
-        UserError: there is no such preset, or less than one seed is asked for.
-        SystemExit: 0 after `--help`; 2 after an argument that does not parse (the parser has said why).
+        UserError: there is no such preset, an argument does not parse, or less than one seed is asked for.
+        SystemExit: 0 after `--help`.
     """
     import tyro  # here, so that listing the experiments does not pay for it
 
@@ -91,14 +94,21 @@ def parse_command(
         frozen=True,
     )
     default = command_type(presets[preset] if preset is not None else config_type(), RunOptions(), None)
-    command = tyro.cli(
-        command_type,
-        args=list(argv),
-        default=default,
-        prog=f"python -m experiments {name}",
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command = tyro.cli(
+                command_type,
+                args=list(argv),
+                default=default,
+                prog=f"python -m experiments {name}",
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_out_of_the_box(said.getvalue())) from None
     if command.options.seeds < 1:
         raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
     return command.config, command.options
@@ -121,6 +131,14 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
 def print_error(error: Exception) -> None:
     """Prints an error's message as one line on stderr."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _out_of_the_box(message: str) -> str:
+    """The parser's message as one line: without its frame, its heading and its last part, which points to --help."""
+    lines = [line.strip("│| ") for line in message.splitlines()[1:]]
+    parts = [" ".join(part.split()) for part in re.split(r"^[─-]{9,}$", "\n".join(lines), flags=re.MULTILINE)]
+    told = "; ".join(part for part in parts[:-1] or parts if part)
+    return re.sub(r"^Error parsing (config\S*: )?", "", told)
 
 
 def _preset_in(argv: Sequence[str]) -> str | None:

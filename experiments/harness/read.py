@@ -19,7 +19,8 @@ from experiments.harness.identity import flatten
 from experiments.harness.records import STEP_NAMES
 
 BASES = ("none", "layernorm", "rmsnorm", "nap")  # from plain to projected; a method is one of them, or is joined with +
-_PROBLEM = ("data", "network", "hidden", "reset_head", "protocol")  # what makes a stream of tasks another problem
+# What makes a stream of tasks another problem.
+_PROBLEM = ("data", "network", "channels", "hidden", "reset_head", "protocol")
 _ROWS_WITH_ALL_NAMES = 100
 
 

@@ -46,10 +46,10 @@ class Result(NamedTuple):
 
 
 def nearest_stretch(updates: int, steps: int, epochs: int) -> int:
-    """The nearest length that divides a task of `epochs` x `steps` updates as `make_stretch` needs it."""
+    """The length nearest in ratio that divides a task of `epochs` x `steps` updates as `make_stretch` needs it."""
     within = [length for length in range(1, steps + 1) if steps % length == 0]
     whole = [number * steps for number in range(1, epochs + 1) if epochs % number == 0]
-    return min([*within, *whole], key=lambda length: abs(length - updates))
+    return min([*within, *whole], key=lambda length: abs(math.log(length / updates)))
 
 
 def make_start(learner: Learner) -> Callable[[jax.Array], Own]:

@@ -60,10 +60,22 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, line, capsys):
     assert capsys.readouterr().err == line + "\n"
 
 
-@pytest.mark.parametrize("argv", [["--iteratons", "3"], ["--rows", "many"], ["positional"]])
-def test_a_typo_is_an_error(argv, capsys):
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--iteratons", "3"], "Unrecognized options: --iteratons, 3; Perhaps you meant: --iterations INT"),
+        (["--rows", "many"], "--rows: invalid literal for int() with base 10: 'many'"),
+        (["--rows"], "Missing value for argument '--rows'"),
+        (["positional"], "Unrecognized options: positional"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "120"])
+def test_a_typo_is_told_in_a_line(argv, words, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
     assert run(*argv) == (2, [])
-    assert capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {words}") and error.count("\n") == 1
+    assert not set("│╭╰─") & set(error)
 
 
 def test_help_shows_the_shared_options_and_the_presets(capsys):

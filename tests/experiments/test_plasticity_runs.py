@@ -44,7 +44,10 @@ def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
     online = [row["online_accuracy"] for row in found]
     np.testing.assert_allclose(summary["average_online_accuracy"], np.mean(online), rtol=1e-6)
     np.testing.assert_allclose(summary["last_loss"], np.mean([row["loss"] for row in found[-3:]]), rtol=1e-6)
-    assert f"{100 * np.mean(online):.1f} %" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"{100 * np.mean(online):.1f} %" in shown.out
+    last = np.mean([row["online_accuracy"] for row in found[-3:]])
+    assert "32/32 updates" in shown.err and "left · task 4/4 · accuracy" in shown.err and f"{last:.4g}" in shown.err
     assert (folder / "DONE").exists()
 
 
@@ -75,6 +78,7 @@ def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, c
         assert command(tmp_path / "parts", *arguments) == 128 + signal.SIGTERM
     (part,) = folders(tmp_path / "parts")
     assert not (part / "DONE").exists()
+    assert (part / "checkpoints" / "5").exists()  # stretches: it did not wait for the end of the task
     assert command(tmp_path / "parts", *arguments) == 0
     assert "resuming" in capsys.readouterr().err
     (whole,) = folders(tmp_path / "whole")
@@ -93,7 +97,7 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     ("stream", "more"),
     [
         ("slowly-changing-regression", ["--network", "mlp"]),
-        ("class-split", ["--network", "cnn", "--reset-head", "True"]),
+        ("class-split", ["--network", "cnn", "--channels", "4", "4", "8", "--reset-head", "True"]),
         ("warm-start", ["--method", "nap+plasticity-injection"]),
     ],
 )
@@ -104,6 +108,7 @@ def test_other_streams_and_networks(tmp_path, stream, more):
     assert len(found) == 2
     assert (found[0]["online_accuracy"] is None) == (stream == "slowly-changing-regression")
     assert ("test_accuracy" in found[0]) == (stream != "slowly-changing-regression")
+    assert ("weight_norm/torso/2" in found[0]) == ("cnn" in more)
 
 
 def test_one_diverged_seed_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
@@ -121,19 +126,26 @@ def test_one_diverged_seed_does_not_take_the_others_along(tmp_path, monkeypatch,
         (["--method", "nap+redoo"], "'redoo' is not a method; did you mean 'redo'?"),
         (["--examples", "99999"], "nearest: 1500"),
         (["--data", "fashon-mnist"], "fashion-mnist"),
-        (["--record-every", "3"], "the nearest is 2"),
+        (["--record-every", "3"], "the nearest is 4"),
         (["--batch-size", "50"], "nearest: 40"),
         (["--lr", "-1"], "--lr -1.0: it must be at least 0"),
         (["--hidden", "0"], "--hidden 0"),
         (["--method", "nap", "--method", "none+upgd", "--optimizer", "rmsprop"], "upgd needs --optimizer"),
         (["--seeds", "0"], "--seeds 0"),
         (["--tasks", "0"], "tasks is 0"),
+        (["--every", "-1"], "--every -1: it must be at least 0"),
+        (["--lr", "inf"], "--lr inf"),
+        (["--adam-b2", "1"], "--adam-b2 1.0: it must be at least 0 and below 1"),
+        (["--network", "cnn", "--channels", "8", "0"], "--channels 8 0"),
+        (["--network", "cnn", "--channels", "4", "4", "4", "4"], "--network cnn: images of 8x8 are too small"),
+        (["--stream", "growing-offset", "--network", "cnn"], "--network cnn: a CNN's shape"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
     assert command(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert error.startswith("error: ") and error.count("\n") == 1
     assert not folders(tmp_path)
 
 
@@ -143,6 +155,19 @@ def test_every_preset_is_a_configuration_that_resolves():
             resolved = plasticity.resolve(dataclasses.replace(config, data=config.data or "digits"))
             assert resolved.record_every >= 1
             assert resolved.protocol == config.protocol
+
+
+@pytest.mark.parametrize(
+    ("stream", "preset", "channels", "hidden"),
+    [
+        ("random-labels", "l2-init-cifar", (16, 16), (100, 100)),
+        ("label-permutation", "upgd", (6, 16), (120, 84)),
+        ("class-split", "dohare", (32, 64, 128), (128, 128)),
+    ],
+)
+def test_a_published_cnn_has_its_published_widths(stream, preset, channels, hidden):
+    config = plasticity.presets(stream)[preset]
+    assert (config.network, config.channels, config.hidden) == ("cnn", channels, hidden)
 
 
 def test_a_run_of_another_configuration_has_another_folder():

@@ -128,9 +128,13 @@ def test_a_regression_has_a_loss_and_no_accuracy():
     assert "test_loss" not in row
 
 
-@pytest.mark.parametrize(("updates", "nearest"), [(1, 1), (3, 2), (4, 4), (5, 4), (9, 12), (12, 12), (7, 4), (99, 12)])
+@pytest.mark.parametrize(("updates", "nearest"), [(1, 1), (3, 4), (4, 4), (5, 4), (9, 12), (12, 12), (6, 4), (99, 12)])
 def test_a_stretch_divides_an_epoch_or_is_whole_epochs_that_divide_the_task(updates, nearest):
     assert nearest_stretch(updates, STEPS, EPOCHS) == nearest  # divisors of 4; 4 and 12
+
+
+def test_an_epoch_that_nothing_divides_is_not_recorded_update_by_update():
+    assert nearest_stretch(10_000, 30_011, 1) == 30_011  # a prime
 
 
 def test_a_stretch_that_does_not_divide_the_task_is_refused():
