@@ -1,11 +1,14 @@
-"""Scores of random play and of a human tester, the two ends of the human-normalised scale.
+"""Scores of random play and of a human tester, the two ends of the human-normalised scale; and sets of games by name.
 
 The figures are those of DQN Zoo's `atari_data.py` (Apache-2.0): the 57 games of the usual Atari benchmark.
 """
 
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from envs.atari import resolve_game
 
@@ -15,6 +18,14 @@ class Reference(NamedTuple):
 
     random: float
     human: float
+
+    @overload
+    def normalised(self, score: float) -> float: ...
+    @overload
+    def normalised(self, score: np.ndarray) -> np.ndarray: ...
+    def normalised(self, score: float | np.ndarray) -> float | np.ndarray:
+        """The score on the scale where random play is 0 and the human tester 1: (score - random) / (human - random)."""
+        return (score - self.random) / (self.human - self.random)
 
 
 REFERENCES: Mapping[str, Reference] = MappingProxyType(
@@ -79,6 +90,62 @@ REFERENCES: Mapping[str, Reference] = MappingProxyType(
     }
 )
 
+# "atari-57": the games that have figures, which is what "the Atari benchmark" mostly means.
+#
+# "atari-10": the ten games from whose scores Aitchison, Sweetser and Hutter (2022), "Atari-5: Distilling the Arcade
+#   Learning Environment down to Five Games", predict the median over all 57 (the first five are
+#   their Atari-5). Their prediction is a regression: a median over these ten is not by itself one over the 57.
+GAME_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "atari-57": tuple(REFERENCES),
+        "atari-10": (
+            "battle_zone",
+            "double_dunk",
+            "name_this_game",
+            "phoenix",
+            "qbert",
+            "amidar",
+            "bowling",
+            "frostbite",
+            "kung_fu_master",
+            "riverraid",
+        ),
+    }
+)
+
+
+def games_in(text: str) -> tuple[str, ...]:
+    """The snake_case names of the games that a text lists: "atari-57", "pong,breakout", "atari-10,ALE/Pong-v5".
+
+    Args:
+        text: names with commas between them, each of a set in `GAME_SETS`, or of a game in any spelling that
+            `envs.atari.resolve_game` takes.
+
+    Returns:
+        Each game once, in the order in which it is named first.
+
+    Raises:
+        ValueError: no such game or set, or no name at all.
+    """
+    games: dict[str, None] = {}
+    for name in filter(None, map(str.strip, text.split(","))):
+        games |= dict.fromkeys(_games_named(name))
+    if not games:
+        raise ValueError(f"'{text}' names no game; give {', '.join(GAME_SETS)}, or games with commas between them")
+    return tuple(games)
+
+
+def _games_named(name: str) -> tuple[str, ...]:
+    if name.lower() in GAME_SETS:
+        return GAME_SETS[name.lower()]
+    try:
+        return (resolve_game(name),)
+    except ValueError:
+        near = difflib.get_close_matches(name.lower(), GAME_SETS, n=1, cutoff=0.75)
+        if near:
+            raise ValueError(f"unknown games '{name}'; did you mean '{near[0]}'?") from None
+        raise
+
 
 def human_normalised(game: str, score: float) -> float | None:
     """The score on the scale where random play is 0 and the human tester 1: (score - random) / (human - random).
@@ -94,6 +161,4 @@ def human_normalised(game: str, score: float) -> float | None:
         ValueError: no such game.
     """
     reference = REFERENCES.get(resolve_game(game))
-    if reference is None:
-        return None
-    return (score - reference.random) / (reference.human - reference.random)
+    return None if reference is None else reference.normalised(score)

@@ -71,13 +71,7 @@ def stratified_bootstrap(
         ValueError: no score, a stratum without runs, or a score that is not finite.
     """
     matrix = _matrix(scores)
-    counts = np.sum(~np.isnan(matrix), axis=0)
-    shape = (resamples, *matrix.shape)
-    # A column's runs come first and its padding last, so that a draw below `counts` is a run of that stratum.
-    rows = np.floor(np.random.default_rng(seed).random(shape) * counts).astype(np.intp)
-    drawn = matrix[rows, np.arange(matrix.shape[1])]
-    drawn = np.where(np.isnan(matrix), np.nan, drawn)
-    low, high = _bounds(statistic(drawn), confidence)
+    low, high = _bounds(statistic(_drawn(matrix, resamples, np.random.default_rng(seed))), confidence)
     return Interval(float(statistic(matrix)), float(low), float(high))
 
 
@@ -142,17 +136,86 @@ def pointwise_intervals(
     return means[0], low, high
 
 
-def probability_of_improvement(x: Float[np.ndarray, "runs_x strata"], y: Float[np.ndarray, "runs_y strata"]) -> float:
-    """How likely a run of x scores above a run of y in the same stratum, averaged over strata; a tie counts 1/2."""
-    difference = x[:, None] - y[None]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+def probability_of_improvement(x: Samples, y: Samples) -> Values:
+    """How likely a run of x scores above a run of y in the same stratum, averaged over strata; a tie counts 1/2.
+
+    Of each stratum it is the Mann-Whitney U statistic over the number of pairs. x and y have the same strata, and may
+    have different numbers of runs.
+    """
+    ours, theirs = x[..., :, None, :], y[..., None, :, :]
+    wins = np.where(np.isnan(ours - theirs), np.nan, (ours > theirs) + 0.5 * (ours == theirs))
+    return np.mean(np.nanmean(wins, axis=(-3, -2)), axis=-1)
+
+
+def improvement(
+    method: Scores,
+    baseline: Scores,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """The probability of improvement of a method over a baseline, with its percentile bootstrap interval.
+
+    The runs of both are drawn anew, independently of each other, in each stratum.
+
+    Args:
+        method: as in `stratified_bootstrap`, like what follows.
+        baseline: of the same strata, with as many runs as there are.
+        resamples: how many times the runs are drawn.
+        seed: of the drawing.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: as `stratified_bootstrap`, or the strata are not the same.
+    """
+    if isinstance(method, Mapping) and isinstance(baseline, Mapping):
+        if method.keys() != baseline.keys():
+            raise ValueError(f"the strata differ: one has {sorted(method)}, the other {sorted(baseline)}")
+        baseline = {name: baseline[name] for name in method}
+    x, y = _matrix(method), _matrix(baseline)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"the strata differ: one has {x.shape[1]} of them, the other {y.shape[1]}")
+    random = np.random.default_rng(seed)
+    drawn = probability_of_improvement(_drawn(x, resamples, random), _drawn(y, resamples, random))
+    low, high = _bounds(drawn, confidence)
+    return Interval(float(probability_of_improvement(x, y)), float(low), float(high))
 
 
 def performance_profile(
-    scores: Float[np.ndarray, "runs strata"], thresholds: Float[np.ndarray, " thresholds"]
-) -> Float[np.ndarray, " thresholds"]:
-    """The share of runs, over all strata, that score above each threshold."""
-    return np.mean(scores[..., None] > thresholds, axis=(0, 1))
+    scores: Samples, thresholds: Float[np.ndarray, " thresholds"]
+) -> Float[np.ndarray, "*resamples thresholds"]:
+    """The share of runs that score above each threshold, averaged over strata."""
+    runs = np.sum(~np.isnan(scores), axis=-2)
+    # One threshold after another: all together would take `thresholds` times the memory of the scores.
+    shares = [np.mean(np.sum(scores > threshold, axis=-2) / runs, axis=-1) for threshold in thresholds]
+    return np.stack(shares, axis=-1)
+
+
+def profile_intervals(
+    scores: Scores,
+    thresholds: Float[np.ndarray, " thresholds"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
+    """The performance profile with its percentile bootstrap interval at each threshold: (profile, low, high).
+
+    Args:
+        scores: as in `stratified_bootstrap`.
+        thresholds: at which the profile is taken.
+        resamples: as in `stratified_bootstrap`, like what follows.
+        seed: of the drawing.
+        confidence: of the interval at each threshold, not of the whole profile.
+
+    Raises:
+        ValueError: as `stratified_bootstrap`.
+    """
+    matrix = _matrix(scores)
+    drawn = performance_profile(_drawn(matrix, resamples, np.random.default_rng(seed)), thresholds)
+    low, high = _bounds(drawn, confidence)
+    return performance_profile(matrix, thresholds), low, high
 
 
 def _matrix(scores: Scores) -> Float[np.ndarray, "runs strata"]:
@@ -173,6 +236,17 @@ def _matrix(scores: Scores) -> Float[np.ndarray, "runs strata"]:
     for number, column in enumerate(columns):
         matrix[: column.size, number] = column
     return matrix
+
+
+def _drawn(
+    matrix: Float[np.ndarray, "runs strata"], resamples: int, random: np.random.Generator
+) -> Float[np.ndarray, "resamples runs strata"]:
+    """Each stratum's runs drawn anew, as many as it has."""
+    counts = np.sum(~np.isnan(matrix), axis=0)
+    # A column's runs come first and its padding last, so that a draw below `counts` is a run of that stratum.
+    rows = np.floor(random.random((resamples, *matrix.shape)) * counts).astype(np.intp)
+    drawn = matrix[rows, np.arange(matrix.shape[1])]
+    return np.where(np.isnan(matrix), np.nan, drawn)
 
 
 def _bounds(values: Float[np.ndarray, "resamples *rest"], confidence: float) -> Float[np.ndarray, "2 *rest"]:

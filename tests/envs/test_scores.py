@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from envs.atari import games
-from envs.scores import REFERENCES, human_normalised
+from envs.scores import GAME_SETS, REFERENCES, games_in, human_normalised
 
 PUBLISHED = pathlib.Path(__file__).parents[1] / "data" / "ppo_returns_and_hns.csv"
 
@@ -42,3 +42,35 @@ def test_other_spellings_and_games_without_figures():
     assert human_normalised("donkey_kong", 100.0) is None
     with pytest.raises(ValueError, match="unknown game 'ponk'; did you mean 'pong'"):
         human_normalised("ponk", 1.0)
+
+
+def test_sets_of_games():
+    assert games_in("atari-57") == tuple(REFERENCES)
+    published = "amidar bowling frostbite kung_fu_master riverraid battle_zone double_dunk name_this_game phoenix qbert"
+    assert sorted(games_in("Atari-10")) == sorted(published.split())
+    for members in GAME_SETS.values():
+        assert len(set(members)) == len(members)
+        assert set(members) <= set(REFERENCES), "an aggregate over a set needs human scores for all of it"
+
+
+def test_games_by_name_each_once_and_in_order():
+    assert games_in("pong") == ("pong",)
+    assert games_in(" Pong, ALE/SpaceInvaders-v5,donkey_kong,pong, ") == ("pong", "space_invaders", "donkey_kong")
+    assert games_in("qbert,atari-10")[:3] == ("qbert", "battle_zone", "double_dunk")
+    assert len(games_in("qbert,atari-10")) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pong,brekout", "unknown game 'brekout'; did you mean 'breakout'"),
+        ("atari57", "unknown games 'atari57'; did you mean 'atari-57'"),
+        ("atari-10k", "unknown games 'atari-10k'; did you mean 'atari-10'"),
+        ("combat", "game 'combat' has no single-player mode"),
+        (" , ", "names no game; give atari-57, atari-10, or games"),
+    ],
+)
+def test_a_typo_is_told_with_the_nearest_right_name(text, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        games_in(text)
+    assert "\n" not in str(caught.value)

@@ -1,12 +1,14 @@
 """Run folders with made-up numbers of a plausible shape, for the report's tests and for looking at the report."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from envs.scores import REFERENCES, games_in, human_normalised
 from experiments import harness
 
 LAYERS = ("torso/conv_0/kernel", "torso/conv_1/kernel", "torso/conv_2/kernel", "head/hidden/kernel", "head/out/kernel")
@@ -18,6 +20,7 @@ class Config:
 
     game: str = "pong"
     method: str = "nap"
+    agent: str = "double-dqn"
     seed: int = 0
     protocol: str = "machado"
     frames: int = 160_000
@@ -28,16 +31,21 @@ def make_run(out: Path, config: Config, rows: int = 60, finish: bool = True, lay
     """Writes one run's folder and returns it."""
     random = np.random.default_rng([config.seed, len(config.method), len(config.game)])
     skill = {"none": 6, "layernorm": 14, "nap": 20}.get(config.method, 10)
-    with harness.open_run("atari", config, out=out, label=f"{config.game}-{config.method}-seed{config.seed}") as run:
+    with harness.open_run(
+        "atari", config, out=out, label=f"{config.game}-{config.agent}-{config.method}-seed{config.seed}"
+    ) as run:
         run.restore({"count": 0})
         for row in range(rows):
             part = (row + 1) / rows
             frames, updates = int(config.frames * part), int(config.frames * part / 32)
             score = -21 + skill / (1 + np.exp(-9 * (part - 0.55))) + random.normal() * 0.6
-            record: dict = {"phase": "train", "iteration": row // 15, "frames": frames, "agent_steps": frames // 4}
+            score, evaluated = _in_units_of(config.game, score), _in_units_of(config.game, score + 1.5)
+            iteration = row // 10 + 1
+            record: dict = {"phase": "train", "iteration": iteration, "frames": frames, "agent_steps": frames // 4}
             record |= {"updates": updates, "loss": 0.02 * np.exp(random.normal() * 0.3) * (1.2 - part)}
             record |= {"epsilon": max(0.01, 1 - 2 * part), "learning_rate": 2.5e-4}
-            record |= {"train/return": None if row % 3 else score, "train/human_normalised": (score + 20.7) / 35.3}
+            record |= {"train/return": None if row % 3 else score, "train/episodes": 0 if row % 3 else 1 + row % 2}
+            record |= {"train/human_normalised": _human_normalised(config.game, score)}
             for number, layer in enumerate(layers):
                 projected = config.method.startswith("nap") and layer != LAYERS[-1]
                 growth = 1 + (0 if projected else (0.5 + 0.4 * number) * np.sqrt(part) * (1 + 0.05 * random.normal()))
@@ -51,18 +59,33 @@ def make_run(out: Path, config: Config, rows: int = 60, finish: bool = True, lay
                         record[f"dormant_fraction_{tau}/{layer.removesuffix('/kernel')}"] = dead + more
             run.record(record)
             if row % 10 == 9:
-                evaluation = {"eval/return": score + 1.5, "eval/human_normalised": (score + 22.2) / 35.3}
-                run.record({"phase": "eval", "frames": frames, "updates": updates, **evaluation})
+                evaluation = {
+                    "eval/return": evaluated,
+                    "eval/human_normalised": _human_normalised(config.game, evaluated),
+                }
+                run.record({"phase": "eval", "iteration": iteration, "frames": frames, "updates": updates} | evaluation)
         if finish:
-            run.finish({"eval/return": score + 1.5})
+            run.finish({"eval/return": evaluated})
         return run.folder
 
 
-def make_runs(out: Path, methods: Sequence[str], seeds: int, rows: int = 60) -> None:
-    """Writes a run for every method and seed."""
-    for method in methods:
-        for seed in range(seeds):
-            make_run(out, Config(method=method, seed=seed), rows)
+def _in_units_of(game: str, score: float) -> float:
+    """Pong's score as a score of another game: as far from random play, times what the game is easier by."""
+    if game == "pong" or game not in REFERENCES:
+        return score
+    pong, reference = REFERENCES["pong"], REFERENCES[game]
+    ease = 0.3 + sum(map(ord, game)) % 11 / 4
+    return reference.random + ease * pong.normalised(score) * (reference.human - reference.random)
+
+
+def _human_normalised(game: str, score: float) -> float | None:
+    return human_normalised(game, score) if game in REFERENCES else None
+
+
+def make_runs(out: Path, methods: Sequence[str], seeds: int, rows: int = 60, games: Sequence[str] = ("pong",)) -> None:
+    """Writes a run for every game, method and seed."""
+    for game, method, seed in itertools.product(games, methods, range(seeds)):
+        make_run(out, Config(game=game, method=method, seed=seed), rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,4 +184,4 @@ if __name__ == "__main__":
                     config = PlasticityConfig(stream, method=method, seeds=int(sys.argv[2]), optimizer=optimizer)
                     make_plasticity_run(Path(sys.argv[1]), config, stretches=1 + 4 * (stream == "random-labels"))
     else:
-        make_runs(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
+        make_runs(Path(sys.argv[1]), sys.argv[4:], int(sys.argv[2]), games=games_in(sys.argv[3]))

@@ -1,11 +1,15 @@
 """Statistics of runs: numbers worked by hand, SciPy's, and those that rliable's own tests publish."""
 
+import csv
+import pathlib
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from experiments.harness.statistics import (
     Interval,
+    improvement,
     iqm,
     mean,
     median,
@@ -13,6 +17,7 @@ from experiments.harness.statistics import (
     performance_profile,
     pointwise_intervals,
     probability_of_improvement,
+    profile_intervals,
     stratified_bootstrap,
 )
 
@@ -25,6 +30,17 @@ def test_the_published_values():
     assert (median(X), mean(X), iqm(X)) == (1.5, 1.5, 1.5)
     assert (median(Y), mean(Y), iqm(Y)) == (2, 2, 2)
     assert probability_of_improvement(X, Y) == pytest.approx(1 / 3)
+
+
+def test_published_aggregates_over_57_games():
+    """The median and the mean of the human-normalised scores in CleanRL's documentation (MIT), as quoted there."""
+    published = pathlib.Path(__file__).parents[1] / "data" / "ppo_returns_and_hns.csv"
+    with published.open() as lines:
+        scores = np.array([[float(row["human_normalised_score"]) for row in csv.DictReader(lines)]])
+    assert scores.shape == (1, 57)
+    assert median(scores) == pytest.approx(1.041, abs=5e-4)
+    assert mean(scores) == pytest.approx(7.18, abs=5e-3)
+    assert stratified_bootstrap(scores, median) == Interval(*[float(median(scores))] * 3), "one run: no spread"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (5, 2), (4, 7), (2, 3, 5)])
@@ -117,3 +133,44 @@ def test_points_that_some_or_all_runs_lack():
     np.testing.assert_allclose(middle, [2, 5, np.nan])
     np.testing.assert_allclose(low, [1, 5, np.nan])
     np.testing.assert_allclose(high, [3, 5, np.nan])
+
+
+def test_improvement_has_the_interval_of_a_binomial_share():
+    # Against runs that are all 0, a resample's improvement is the share of its draws above 0.
+    above = 9
+    runs = np.array([1.0] * above + [-1.0] * 21)
+    found = improvement(runs, np.zeros(4), resamples=20_000)
+    assert found.value == above / runs.size
+    expected = scipy.stats.binom.ppf([0.025, 0.975], runs.size, above / runs.size) / runs.size
+    np.testing.assert_allclose(found[1:], expected, atol=1.01 / runs.size)
+
+
+def test_improvement_over_games_with_different_numbers_of_runs():
+    method = {"pong": [1.0, 3.0], "breakout": [5.0]}
+    baseline = {"breakout": [5.0, 4.0, 9.0, 9.0], "pong": [2.0]}  # in another order
+    found = improvement(method, baseline)
+    assert found.value == pytest.approx((0.5 + 1.5 / 4) / 2)
+    assert found.low < found.value < found.high
+    assert improvement(X, Y).value == pytest.approx(1 / 3)
+    assert improvement(X + 5, Y) == Interval(1, 1, 1)
+    np.testing.assert_allclose(improvement(Y, X).value, 1 - improvement(X, Y).value)
+    with pytest.raises(ValueError, match=r"the strata differ: one has \['breakout', 'pong'\], the other \['pong'\]"):
+        improvement(method, {"pong": [1.0]})
+    with pytest.raises(ValueError, match="the strata differ: one has 2 of them, the other 1"):
+        improvement(X, X[:, :1])
+
+
+def test_the_band_of_a_profile_is_a_binomial_share_too():
+    scores = np.arange(40.0)
+    thresholds = np.array([-1.0, 9.5, 29.5, 39.0])
+    profile, low, high = profile_intervals(scores, thresholds, resamples=20_000)
+    np.testing.assert_allclose(profile, [1, 0.75, 0.25, 0])
+    for end, tail in ((low, 0.025), (high, 0.975)):
+        expected = scipy.stats.binom.ppf(tail, 40, profile) / 40
+        np.testing.assert_allclose(end, expected, atol=1.01 / 40)
+
+
+def test_every_game_weighs_the_same_in_a_profile():
+    profile, low, high = profile_intervals({"pong": [0.0, 1.0, 1.0, 1.0], "breakout": [0.0]}, np.array([0.5]))
+    assert profile == pytest.approx([(0.75 + 0) / 2]) and low < profile < high
+    assert all(end == 0.5 for end in profile_intervals({"pong": [1.0], "breakout": [0.0]}, np.array([0.5])))

@@ -1,23 +1,21 @@
 """The part of a report that is on Atari runs: how they went, and what to look at in each picture."""
 
-import itertools
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.harness.curves import Curve, over_layers, telling_layers
 from experiments.harness.read import LoadedRun
 from experiments.harness.report import atari_figures as figures
-from experiments.harness.report.looks import palette
+from experiments.harness.report import atari_overall as overall
+from experiments.harness.report import atari_scores as scores
+from experiments.harness.report import atari_tables as tables
+from experiments.harness.report.looks import Palette, palette
 from experiments.harness.report.page import (
     commands,
     figure,
     listed,
-    row,
     settings,
     software,
     spoken,
-    table,
     text,
     unfinished,
 )
@@ -53,47 +51,135 @@ _SEEDS = "Thin lines are single seeds, thick lines their mean."
 _ONE_SEED = (
     "There is one seed a method here, so a difference between two lines may be chance: only more seeds can tell."
 )
+_AGGREGATES = (
+    "The three aggregates of the human-normalised score as training goes on. The median says nothing of all games but "
+    "the middle ones, the mean is ruled by a few games with huge scores; the IQM lies between."
+)
+_PROFILES = (
+    "What an aggregate hides: the share of runs that score above τ, averaged over games. The line of a method that is "
+    "better everywhere lies above the other's everywhere; where two cross, each is better for some games. At the left "
+    "end: the share that is better than random play; at 100 %, than the human tester."
+)
+_SHADING = "Shading: pointwise 95 % bootstrap intervals, seeds drawn anew within each game."
+_NO_SHADING = "No interval is drawn for a method with a single seed in some game: one run says nothing of the spread."
+_EVALUATION_OF_GAMES = (
+    "How well it plays what it has learned, with learning off: the game's own score, the mean over the episodes of an "
+    "evaluation."
+)
+_TRAINING_OF_GAMES = (
+    "The game's own score while training; a point is the mean of the episodes that ended since the point before. The "
+    "agent explores, so it is lower than in evaluation."
+)
+_ALONE = "<p>These runs are of one game, so there are no aggregates over games.</p>"
+_LAYERS = "Each line is a geometric mean over the layers that NaP projects, where the runs show which."
+_DORMANT_OF_GAMES = (
+    "The share of units whose mean activity on a batch is at most 0.025 times their layer's average, as a mean over "
+    "layers. <b>What to see:</b> a share that climbs means that there are fewer units left to learn with."
+)
+_LONG_TITLE = 80  # characters
+_FEW_GAMES = 3  # so many are shown layer by layer, and named in the title
 
 
 def title(runs: Sequence[LoadedRun]) -> str:
     """What the runs are."""
-    games = ", ".join(dict.fromkeys(spoken(run.problem) for run in runs))
+    games = list(overall.by_game(runs))
     methods = labels(runs)
-    return f"{games}: {listed(methods)}" + " compared" * (len(methods) > 1)
+    told = ", ".join(map(spoken, games)) if len(games) <= _FEW_GAMES else f"{len(games)} Atari games"
+    compared = listed(methods)
+    if len(compared) > _LONG_TITLE:
+        compared = f"{len(methods)} methods"
+    return f"{told}: {compared}" + " compared" * (len(methods) > 1)
 
 
 def labels(runs: Sequence[LoadedRun]) -> list[str]:
     """The methods, in the legend's order."""
-    return list(dict.fromkeys(run.label for run in runs))
+    return scores.labels(scores.with_agents(runs))
 
 
 def sections(runs: Sequence[LoadedRun]) -> list[str]:
-    """The HTML below the title: what was run, a table, and each game's figures."""
-    looks = palette(labels(runs))
-    parts = [f"<p>{_about(runs)}</p>", commands(runs), _table(runs)]
-    games = sorted({run.problem for run in runs})
-    for game in games:
-        of_game = [run for run in runs if run.problem == game]
-        if len(games) > 1:
-            parts.append(f"<h2>{text(spoken(game))}</h2>")
-        methods = {run.label for run in of_game}
-        seeds = _ONE_SEED if len(of_game) == len(methods) else _SEEDS
-        captions = (f"{_RETURNS} {seeds}", _NORMS, _ELR, _DORMANT, _TRAINING)
-        for (heading, plot), caption in zip(_plots(of_game).items(), captions, strict=True):
-            parts.append(figure(heading, plot, looks, caption))
-    return [*parts, settings(runs)]
+    """The HTML below the title: what was run; over all games, where there are several; each game's figures; tables."""
+    runs = scores.with_agents(runs)
+    looks = palette(scores.labels(runs))
+    games = overall.by_game(runs)
+    parts = [f"<p>{_about(runs)}</p>", commands(runs)]
+    if len(games) == 1:
+        return [*parts, tables.every_run(runs), _ALONE, *_one_game(runs, looks), settings(runs)]
+    parts += [*_over_games(runs, looks), *_game_by_game(runs, looks)]
+    if len(games) <= _FEW_GAMES:
+        for game, of_game in games.items():
+            parts += [f"<h2>{text(spoken(game))}</h2>", *_one_game(of_game, looks)]
+    return [*parts, "<h2>The runs</h2>", tables.every_run(runs), settings(runs)]
 
 
 def plots(runs: Sequence[LoadedRun]) -> list[tuple[str, Plot]]:
-    """All figures of all games, each with the game's name."""
-    games = sorted({run.problem for run in runs})
-    of_games = ((game, _plots([run for run in runs if run.problem == game])) for game in games)
-    return [(game, plot) for game, of_game in of_games for plot in of_game.values() if plot is not None]
+    """All figures, each with its game's name, or "" where it shows several."""
+    runs = scores.with_agents(runs)
+    games = overall.by_game(runs)
+    named: list[tuple[str, Plot | None]] = []
+    if len(games) > 1:
+        of_phases = _scores(runs)
+        named += [("", overall.aggregates_plot(of_phases, runs[0].axis)), ("", overall.profiles_plot(of_phases))]
+    if len(games) > _FEW_GAMES:
+        named += [("", plot) for plot in (*overall.returns_plots(runs), *overall.layers_plots(runs))]
+    else:
+        named += [(game, plot) for game, of_game in games.items() for plot in _plots(of_game).values()]
+    return [(game, plot) for game, plot in named if plot is not None]
 
 
 def overview(runs: Sequence[LoadedRun]) -> Plot:
     """The figure that says most."""
+    runs = scores.with_agents(runs)
+    if len(overall.by_game(runs)) > 1:
+        return overall.overview_plot(runs, _scores(runs))
     return figures.overview_plot(runs)
+
+
+def _scores(runs: Sequence[LoadedRun]) -> list[scores.Scores]:
+    return [scores.scores_of(runs, phase) for phase in scores.PHASES]
+
+
+def _over_games(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
+    """Aggregates over the games, or why there are none."""
+    of_phases = _scores(runs)
+    shown = [of_phase for of_phase in of_phases if of_phase.has_aggregates]
+    parts = ["<h2>Over all games</h2>"]
+    if not shown:
+        return [*parts, tables.no_aggregates(of_phases)]
+    fewest = {of_phase.seeds(label)[0] for of_phase in shown for label in of_phase.labels}
+    shading = " ".join([*([_SHADING] if max(fewest) > 1 else []), *([_NO_SHADING] if min(fewest) == 1 else [])])
+    games = "".join(dict.fromkeys(map(tables.games_note, shown)))
+    curves, profiles = overall.aggregates_plot(of_phases, runs[0].axis), overall.profiles_plot(of_phases)
+    return [
+        *parts,
+        *tables.aggregates(of_phases),
+        *tables.improvements(of_phases),
+        figure("Aggregates over time", curves, looks, f"{_AGGREGATES} {shading}{games}"),
+        figure("Performance profiles", profiles, looks, f"{_PROFILES} {shading}{games}"),
+    ]
+
+
+def _game_by_game(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
+    """A table of all games, and figures with a panel a game where a figure a game would be too many."""
+    parts = ["<h2>Game by game</h2>", *tables.games(runs, _scores(runs))]
+    if len(overall.by_game(runs)) <= _FEW_GAMES:
+        return parts
+    seeds = _SEEDS if len(scores.grouped(runs)) < len(runs) else _ONE_SEED
+    headings = ("Evaluation returns", "Training returns", "Weight norms", "Effective learning rates", "Dormant units")
+    captions = (_EVALUATION_OF_GAMES, _TRAINING_OF_GAMES, f"{_NORMS} {_LAYERS}", f"{_ELR} {_LAYERS}", _DORMANT_OF_GAMES)
+    drawn = [*overall.returns_plots(runs), *overall.layers_plots(runs)]
+    for heading, plot, caption in zip(headings, drawn, captions, strict=True):
+        parts.append(figure(heading, plot, looks, f"{caption} {seeds}"))
+    note = "Layer by layer a game is shown by the report on its folders alone"
+    example = f"python -m experiments report {runs[0].folder.parent}/{runs[0].problem}-*"
+    return [*parts, f"<p class='note'>{note}: <code>{text(example)}</code></p>"]
+
+
+def _one_game(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
+    """All figures of one game."""
+    seeds = _ONE_SEED if len(scores.grouped(runs)) == len(runs) else _SEEDS
+    captions = (f"{_RETURNS} {seeds}", _NORMS, _ELR, _DORMANT, _TRAINING)
+    drawn = _plots(runs).items()
+    return [figure(heading, plot, looks, caption) for (heading, plot), caption in zip(drawn, captions, strict=True)]
 
 
 def _plots(runs: Sequence[LoadedRun]) -> dict[str, Plot | None]:
@@ -112,13 +198,14 @@ def _about(runs: Sequence[LoadedRun]) -> str:
     """The opening paragraph: what was run, how far, on what."""
     first = runs[0]
     experiments = listed(dict.fromkeys(run.about["experiment"] for run in runs))
+    names = list(overall.by_game(runs))
+    games = listed(map(spoken, names)) if len(names) <= _FEW_GAMES else f"{len(names)} games"
     seeds = sorted({run.seed for run in runs})
     reached = sorted({run.reached for run in runs})
     spread = f"{reached[0]:,}" if len(reached) == 1 else f"{reached[0]:,} to {reached[-1]:,}"
     axis = figures.axis_words(first.axis)
     sentences = [
-        f"{len(runs)} run{'s' * (len(runs) > 1)} of the experiment <b>{text(experiments)}</b> on "
-        f"{text(listed(dict.fromkeys(spoken(run.problem) for run in runs)))}",
+        f"{len(runs)} run{'s' * (len(runs) > 1)} of the experiment <b>{text(experiments)}</b> on {text(games)}",
         f"methods compared: <b>{text(listed(labels(runs)))}</b>",
         f"seed{'s' * (len(seeds) > 1)} {text(listed(map(str, seeds)))}",
         f"{spread} {axis} a run",
@@ -134,64 +221,3 @@ def _protocol(config: Mapping[str, Any]) -> str:
     if isinstance(protocol, Mapping):
         return str(protocol.get("name") or ", ".join(f"{name} {value}" for name, value in protocol.items()))
     return str(protocol) if protocol else ""
-
-
-def _table(runs: Sequence[LoadedRun]) -> str:
-    words = ["game", "method", "seed", figures.axis_words(runs[0].axis), "updates", "training return"]
-    words += ["evaluation return", "human-normalized", "weight norm", "effective learning rate", "state"]
-    head = [(word, word not in ("game", "method", "state")) for word in words]
-    games = {run.problem for run in runs}
-    layers = {game: telling_layers([run for run in runs if run.problem == game]) for game in games}
-    rows = []
-    for (game, _), group in itertools.groupby(runs, key=lambda run: (run.problem, run.label)):
-        of_method = list(group)
-        rows += [row(head, [text(cell) for cell in _cells(run, layers[game])]) for run in of_method]
-        if len(of_method) > 1:
-            rows.append(row(head, [text(cell) for cell in _mean_cells(of_method)], " class='mean'"))
-    return (
-        f"<h3>Summary</h3>{table(head, rows)}"
-        "<p>Returns are the last ones recorded (mean ± standard deviation over seeds). Human-normalized: the last "
-        "evaluation's, 0 % as a random player, 100 % as a human tester. Weight norm and effective learning rate: the "
-        "last over the first, as a geometric mean over layers (those that NaP projects, where the runs show which).</p>"
-    )
-
-
-def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
-    human = run.last("eval/human_normalised")
-    updates = run.last("updates")
-    return [
-        spoken(run.problem),
-        run.label,
-        str(run.seed),
-        f"{run.reached:,}",
-        "–" if updates is None else f"{updates:,.0f}",
-        _short(run.last("train/return")),
-        _short(run.last("eval/return")),
-        "–" if human is None else f"{100 * human:.1f} %",
-        _change(over_layers(run, "weight_norm", layers)),
-        _change(over_layers(run, "elr", layers)),
-        "finished" if run.done else "not finished",
-    ]
-
-
-def _mean_cells(runs: Sequence[LoadedRun]) -> list[str]:
-    """The table's row for all seeds of one method."""
-    human = [100 * value for run in runs if (value := run.last("eval/human_normalised")) is not None]
-    returns = [_mean([run.last(f"{phase}/return") for run in runs]) for phase in ("train", "eval")]
-    name = [spoken(runs[0].problem), runs[0].label, f"mean of {len(runs)}"]
-    return [*name, "", "", *returns, f"{_mean(human)} %" if human else "–", "", "", ""]
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return _short(known[0] if known else None)
-    return f"{statistics.mean(known):.3g} ± {statistics.stdev(known):.2g}"
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.4g}"
-
-
-def _change(curve: Curve) -> str:
-    return f"× {curve[1][-1] / curve[1][0]:.3g}" if curve[1].size else "–"

@@ -30,7 +30,7 @@ def returns_plot(runs: Sequence[LoadedRun]) -> Plot | None:
     """Training returns beside evaluation returns, or None when none was recorded."""
     names = {"train/return": "while training", "eval/return": "in evaluation"}
     panels = tuple(
-        Panel(runs[0].problem, title, _lines(runs, lambda run, name=name: run.series(name)))
+        Panel(runs[0].problem, title, lines_of(runs, lambda run, name=name: run.series(name)))
         for name, title in names.items()
         if _any(runs, name)
     )
@@ -56,7 +56,7 @@ def layers_plot(
         starts = [run.series(series)[1][:1] for run in runs]
         from_zero = from_start and any(start.size and start[0] == 0 for start in starts)
         scale = relative if from_start and not from_zero else as_it_is
-        lines = _lines(runs, lambda run, series=series, scale=scale: scale(run.series(series)))
+        lines = lines_of(runs, lambda run, series=series, scale=scale: scale(run.series(series)))
         panels.append(
             Panel(runs[0].problem, f"{layer} (absolute: it starts at 0)" if from_zero else layer, lines, log=log)
         )
@@ -79,7 +79,7 @@ def training_plot(runs: Sequence[LoadedRun]) -> Plot | None:
         Panel(
             runs[0].problem,
             title,
-            _lines(runs, lambda run, name=name: run.series(name)),
+            lines_of(runs, lambda run, name=name: run.series(name)),
             log=name == "loss",
             from_zero=name != "loss",
         )
@@ -93,13 +93,13 @@ def overview_plot(runs: Sequence[LoadedRun]) -> Plot:
     """The idea in one row: returns, weight norms and effective learning rates of the layers that NaP projects."""
     returns = "eval/return" if _any(runs, "eval/return") else "train/return"
     layers = telling_layers(runs)
-    norms = _lines(runs, lambda run: over_layers(run, "weight_norm", layers, relative))
-    rates = _lines(runs, lambda run: over_layers(run, "elr", layers))
+    norms = lines_of(runs, lambda run: over_layers(run, "weight_norm", layers, relative))
+    rates = lines_of(runs, lambda run: over_layers(run, "elr", layers))
     panels = (
         Panel(
             runs[0].problem,
             "evaluation return" if returns.startswith("eval") else "training return",
-            _lines(runs, lambda run: run.series(returns)),
+            lines_of(runs, lambda run: run.series(returns)),
             "return per episode (raw game score)",
         ),
         Panel(runs[0].problem, "weight norm", norms, "norm / norm at the start"),
@@ -108,7 +108,7 @@ def overview_plot(runs: Sequence[LoadedRun]) -> Plot:
     return Plot("overview", panels, axis_words(runs[0].axis), height=3.1)
 
 
-def _lines(runs: Sequence[LoadedRun], curve: Callable[[LoadedRun], Curve], seeds: bool = True) -> tuple[Line, ...]:
+def lines_of(runs: Sequence[LoadedRun], curve: Callable[[LoadedRun], Curve], seeds: bool = True) -> tuple[Line, ...]:
     """One method after another: a line a seed, where there are several and `seeds` says so, and one for their mean."""
     lines = []
     for method in dict.fromkeys(run.label for run in runs):
@@ -118,7 +118,9 @@ def _lines(runs: Sequence[LoadedRun], curve: Callable[[LoadedRun], Curve], seeds
             continue
         if seeds and len(curves) > 1:
             lines += [Line(method, f"seed {seed}", x, y) for seed, (x, y) in curves.items()]
-        lines.append(Line(method, "mean", *mean_curve(list(curves.values()))))
+        x, y = mean_curve(list(curves.values()))
+        if x.size:
+            lines.append(Line(method, "mean", x, y))
     return tuple(lines)
 
 
@@ -127,7 +129,7 @@ def _dormant_lines(runs: Sequence[LoadedRun], layer: str) -> tuple[Line, ...]:
     by_threshold = {
         tau: {
             line.method: line
-            for line in _lines(
+            for line in lines_of(
                 runs, lambda run, tau=tau: percent(run.series(f"dormant_fraction_{tau}/{layer}")), seeds=False
             )
         }

@@ -23,7 +23,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; } small { color: #555; }
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
 """
-
+_FEW_COMMANDS = 8
 
 Head = Sequence[tuple[str, bool]]  # the columns' names, and whether they hold numbers
 
@@ -71,9 +71,17 @@ def row(head: Head, cells: Sequence[str], attributes: str = "") -> str:
 
 
 def commands(runs: Sequence[LoadedRun]) -> str:
-    """The commands that made the runs."""
+    """The commands that made the runs; folded where there are many."""
     lines = dict.fromkeys(str(run.about.get("command", "")) for run in runs)
-    return f"<p>Made by:</p><pre>{text(chr(10).join(lines))}</pre>"
+    listing = f"<pre>{text(chr(10).join(lines))}</pre>"
+    if len(lines) > _FEW_COMMANDS:
+        return folded(f"Made by {len(lines)} commands", listing)
+    return f"<p>Made by:</p>{listing}"
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that is shown when its summary, plain text, is clicked."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
 def settings(runs: Sequence[LoadedRun]) -> str:
@@ -85,10 +93,7 @@ def settings(runs: Sequence[LoadedRun]) -> str:
     rows = "".join(
         f"<tr><td>{text(name)}</td><td class='long'>{text(', '.join(of))}</td></tr>" for name, of in values.items()
     )
-    return (
-        "<details><summary>All settings of these runs</summary>"
-        f"<div class='scroll'><table>{rows}</table></div></details>"
-    )
+    return folded("All settings of these runs", f"<div class='scroll'><table>{rows}</table></div>")
 
 
 def software(runs: Sequence[LoadedRun]) -> str:

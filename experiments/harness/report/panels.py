@@ -19,7 +19,7 @@ from experiments.harness.report.looks import Palette, meaning
 _WIDTH = 10.8  # inches; one width for all figures, so that one font size is one size on the page
 _FEW_POINTS = 15  # so few points are shown as such
 _MANY_METHODS = 6  # more are drawn with finer lines
-_TITLE_WIDTH = {1: 120, 2: 62, 3: 40}  # characters, by the panels in a row
+_TITLE_WIDTH = {1: 120, 2: 62, 3: 40, 4: 28}  # characters, by the panels in a row
 _DPI = 160
 
 Places = Float[np.ndarray, " points"]
@@ -29,7 +29,7 @@ class Line(NamedTuple):
     """A curve: what its points are of, and a shaded range around it where there is one."""
 
     method: str
-    statistic: str  # "mean", or the seed: "seed 3"
+    statistic: str  # "mean", "median" or the like; or the single seed that it is: "seed 3"
     x: Places
     y: Places
     low: Places | None = None
@@ -152,7 +152,7 @@ def _draw_line(axes: Axes, line: Line, looks: Palette, depth: float, fine: bool)
     if line.low is not None and line.high is not None:
         alpha = 0.1 if fine else 0.16
         axes.fill_between(line.x, line.low, line.high, color=look.colour, alpha=alpha, linewidth=0, zorder=depth - 1)
-    if line.statistic != "mean":
+    if line.statistic.startswith("seed "):
         axes.plot(line.x, line.y, color=look.colour, linewidth=0.7, alpha=0.45, zorder=depth - 1)
         return
     few = line.x.size <= _FEW_POINTS

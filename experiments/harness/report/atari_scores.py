@@ -1,0 +1,247 @@
+"""Scores of Atari runs, raw and human-normalised: those of each game, and what they come to over all games."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from envs.scores import REFERENCES
+from experiments.harness.curves import Curve
+from experiments.harness.read import LoadedRun, method_order
+from experiments.harness.statistics import (
+    Interval,
+    Samples,
+    Values,
+    improvement,
+    iqm,
+    mean,
+    median,
+    profile_intervals,
+    stratified_bootstrap,
+)
+
+PHASES = MappingProxyType({"eval": "in evaluation", "train": "while training"})
+STATISTICS: Mapping[str, Callable[[Samples], Values]] = MappingProxyType({"median": median, "IQM": iqm, "mean": mean})
+
+_RESAMPLES_OF_CURVES = 500
+_MOST_POINTS = 40  # of a curve over all games: each is a bootstrap
+_HIGHEST_THRESHOLD = 8.0  # of a profile, as the literature draws them; a few games have scores of 100 times a human's
+_THRESHOLDS = 161
+
+BySeed = Mapping[int, float]
+
+
+class Estimate(NamedTuple):
+    """A statistic over games and seeds, with its interval; None where a game has a single seed."""
+
+    value: float
+    interval: Interval | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of some runs in evaluation, or those while training.
+
+    Attributes:
+        phase: one of `PHASES`.
+        curves: {game: {label: {seed: frames and mean return at the end of each iteration}}}; what has none is absent.
+    """
+
+    phase: str
+    curves: Mapping[str, Mapping[str, Mapping[int, Curve]]]
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The methods that have a score in any game with human scores, in the legend's order."""
+        scored = {label for game, of_game in self.curves.items() if game in REFERENCES for label in of_game}
+        return sorted(scored, key=method_order)
+
+    @functools.cached_property
+    def frames(self) -> Mapping[str, float]:
+        """How far all runs on a game have come: there its scores are taken, so that methods are compared alike."""
+        return {
+            game: min(x[-1] for of_label in of_game.values() for x, _ in of_label.values())
+            for game, of_game in self.curves.items()
+        }
+
+    def raw(self, game: str, label: str) -> BySeed:
+        """The game's own score of each seed; empty where there is none."""
+        end = self.frames.get(game, 0.0)
+        of_label = self.curves.get(game, {}).get(label, {})
+        return {seed: float(y[max(0, np.searchsorted(x, end, side="right") - 1)]) for seed, (x, y) in of_label.items()}
+
+    def normalised(self, game: str, label: str) -> BySeed:
+        """The human-normalised score of each seed; empty for a game without human scores."""
+        reference = REFERENCES.get(game)
+        if reference is None:
+            return {}
+        return {seed: reference.normalised(score) for seed, score in self.raw(game, label).items()}
+
+    @functools.cached_property
+    def games(self) -> tuple[str, ...]:
+        """The games that aggregates are over: those with human scores in which every method has been scored."""
+        return tuple(game for game in self.curves if game not in self.left_out)
+
+    @functools.cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """The other games, each with the reason."""
+        reasons = {game: "no human score" for game in self.curves if game not in REFERENCES}
+        for game, of_game in self.curves.items():
+            missing = [label for label in self.labels if label not in of_game]
+            if missing:
+                reasons.setdefault(game, f"not scored with {', '.join(missing)}")
+        return reasons
+
+    @property
+    def has_aggregates(self) -> bool:
+        """Whether there is more than one game to aggregate over."""
+        return len(self.games) > 1
+
+    def matrix(self, label: str) -> dict[str, list[float]]:
+        """The human-normalised scores of a method in the games of the aggregates, seed by seed."""
+        return {game: list(self.normalised(game, label).values()) for game in self.games}
+
+    def seeds(self, label: str) -> tuple[int, int]:
+        """The fewest and the most seeds that a game of the aggregates has with a method."""
+        counts = [len(self.curves[game][label]) for game in self.games]
+        return min(counts), max(counts)
+
+    def aggregate(self, label: str, statistic: str) -> Estimate:
+        """One of `STATISTICS` of a method's human-normalised scores."""
+        found = stratified_bootstrap(self.matrix(label), STATISTICS[statistic])
+        return Estimate(found.value, found if self.seeds(label)[0] > 1 else None)
+
+    def improvement(self, label: str, baseline: str) -> Estimate:
+        """The probability of improvement of a method over another, averaged over the games of the aggregates."""
+        found = improvement(self.matrix(label), self.matrix(baseline))
+        known = min(self.seeds(label)[0], self.seeds(baseline)[0]) > 1
+        return Estimate(found.value, found if known else None)
+
+    def aggregate_curve(
+        self, label: str, statistic: str
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 3"] | None]:
+        """An aggregate over the frames that all runs of its games have been through.
+
+        Returns:
+            The frames, and value, low and high there, the interval NaN where `aggregate` has none; the latter is None
+            without such frames.
+        """
+        spans = [x for game in self.games for of_label in self.curves[game].values() for x, _ in of_label.values()]
+        places = np.unique(np.concatenate(spans))
+        places = places[(places >= max(x[0] for x in spans)) & (places <= min(x[-1] for x in spans))]
+        if not places.size:
+            return places, None
+        places = places[np.unique(np.linspace(0, places.size - 1, _MOST_POINTS).round().astype(int))]
+        at_places = {
+            game: [REFERENCES[game].normalised(np.interp(places, x, y)) for x, y in self.curves[game][label].values()]
+            for game in self.games
+        }
+        certain = self.seeds(label)[0] > 1
+        resamples = _RESAMPLES_OF_CURVES if certain else 1
+        found = [
+            stratified_bootstrap(
+                {game: [run[place] for run in of_game] for game, of_game in at_places.items()},
+                STATISTICS[statistic],
+                resamples=resamples,
+            )
+            for place in range(places.size)
+        ]
+        return places, np.array([point if certain else (point.value, np.nan, np.nan) for point in found])
+
+    @functools.cached_property
+    def thresholds(self) -> Float[np.ndarray, " thresholds"]:
+        """Human-normalised scores from 0 to the highest there is, but at most 8."""
+        highest = max(score for label in self.labels for of_game in self.matrix(label).values() for score in of_game)
+        highest = min(highest, _HIGHEST_THRESHOLD) if highest > 0 else 1.0
+        return np.linspace(0, highest, _THRESHOLDS)
+
+    def profile(self, label: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """The share of runs above each threshold, averaged over games; its interval is None as in `aggregate`."""
+        certain = self.seeds(label)[0] > 1
+        profile, low, high = profile_intervals(
+            self.matrix(label), self.thresholds, resamples=_RESAMPLES_OF_CURVES if certain else 1
+        )
+        return (profile, low, high) if certain else (profile, None, None)
+
+
+def scores_of(runs: Sequence[LoadedRun], phase: str) -> Scores:
+    """The scores of all runs in a phase."""
+    curves: dict[str, dict[str, dict[int, Curve]]] = {}
+    for run in runs:
+        curve = by_iteration(run, phase)
+        if curve[0].size:
+            curves.setdefault(run.problem, {}).setdefault(run.label, {})[run.seed] = curve
+    return Scores(phase, curves)
+
+
+def by_iteration(run: LoadedRun, phase: str) -> Curve:
+    """Frames and mean return of an episode, an iteration a point, the last one as far as it has come.
+
+    An evaluation is one record already. In training, records tell the mean of the episodes that ended since the record
+    before; they are averaged with the number of these episodes as weights.
+    """
+    name, records = f"{phase}/return", run.records
+    if phase == "eval" or not {"iteration", name, run.axis} <= set(records.columns):
+        return run.series(name)
+    weight = pl.col("train/episodes") if "train/episodes" in records.columns else pl.lit(1.0)
+    rows = records.select("iteration", x=pl.col(run.axis), y=pl.col(name).cast(pl.Float64), weight=weight).drop_nulls()
+    rows = rows.filter(pl.col("y").is_finite())
+    means = rows.group_by("iteration", maintain_order=True).agg(
+        pl.col("x").max().cast(pl.Float64), (pl.col("y") * pl.col("weight")).sum() / pl.col("weight").sum()
+    )
+    return means["x"].to_numpy(), means["y"].to_numpy()
+
+
+def labels(runs: Sequence[LoadedRun]) -> list[str]:
+    """The methods, in the legend's order."""
+    return sorted({run.label for run in runs}, key=method_order)
+
+
+def baselines(names: Sequence[str]) -> dict[str, str]:
+    """For each method the one it is compared with: the plainest of the same variant, or else of all; none for itself.
+
+    Args:
+        names: the labels in the legend's order, which begins with the plainest.
+    """
+    plainest: dict[str, str] = {}
+    for name in names:
+        plainest.setdefault(name.partition(" ")[2], name)
+    pairs = {}
+    for name in names:
+        of_variant = plainest[name.partition(" ")[2]]
+        pairs[name] = names[0] if of_variant == name else of_variant
+    return {name: baseline for name, baseline in pairs.items() if name != baseline}
+
+
+def with_agents(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """The runs, the agent in their labels where there are several: then what merely follows from it is not."""
+    agents = {str(run.config.get("agent")) for run in runs}
+    if len(agents) < 2:
+        return list(runs)
+    groups: dict[tuple[str, str, str, str], set[str]] = {}
+    for run in runs:
+        for name, value in run.differences:
+            groups.setdefault((run.problem, run.method, str(run.config.get("agent")), name), set()).add(value)
+    telling = {name for (*_, name), values in groups.items() if len(values) > 1} - {"agent"}
+    named = [
+        dataclasses.replace(
+            run,
+            differences=(
+                ("agent", str(run.config.get("agent"))),
+                *((name, value) for name, value in run.differences if name in telling),
+            ),
+        )
+        for run in runs
+    ]
+    return sorted(named, key=lambda run: (run.problem, method_order(run.label), run.seed))
+
+
+def grouped(runs: Sequence[LoadedRun]) -> list[list[LoadedRun]]:
+    """The seeds of each method in each game, in order."""
+    return [list(group) for _, group in itertools.groupby(runs, key=lambda run: (run.problem, run.label))]
