@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 
 from nap import paths
 from nap.paths import PyTree
-from nap.roles import Roles
+from nap.roles import Roles, weight_groups
 
 Norms = ArrayLike | Sequence[float]
 """A weight's norm before each update, shape [steps]."""
+Steps = ArrayLike | Sequence[int]
+"""Counts of updates, shape [steps]."""
 
 
 class EffectiveLearningRate(NamedTuple):
@@ -48,35 +50,44 @@ def effective_learning_rates(
     Args:
       updates: what the optimizer returned: the steps that `optax.apply_updates` adds.
       params: the parameters before the update.
-      roles: if given, its stacked axes keep values of their own and vectors of stacked layers are left out.
+      roles: if given, its stacked axes keep values of their own, vectors of stacked layers are left out, and a hidden
+        weight and the noise weight beside it count as one.
 
     Returns:
-      An `EffectiveLearningRate` by path, output and embedding weights included.
+      An `EffectiveLearningRate` by path ("layer/kernel+layer/noise" for two that count as one), output and embedding
+      weights included.
     """
-    steps = paths.leaves(updates)
+    steps, weights = paths.leaves(updates), paths.leaves(params)
+    groups = {group[0]: group for group in weight_groups(roles)} if roles is not None else {}
+    joined = {path for group in groups.values() for path in group[1:]}
     rates = {}
-    for path, weight in paths.leaves(params).items():
+    for path, weight in weights.items():
         stacked = roles[path].stacked if roles is not None else 0
-        if not paths.is_weight_array(weight) or weight.ndim < stacked + 2:
+        if not paths.is_weight_array(weight) or weight.ndim < stacked + 2 or path in joined:
             continue
-        old, step = weight.astype(jnp.float32), steps[path].astype(jnp.float32)
-        over = tuple(range(stacked, weight.ndim))
+        group = groups.get(path, (path,))
+        old, step = (
+            jnp.stack([tree[member].astype(jnp.float32) for member in group], axis=-1) for tree in (weights, steps)
+        )
+        over = tuple(range(stacked, old.ndim))
         weight_norm, update_norm = _norm(old, over), _norm(step, over)
         new = old + step
         # arccos of a dot product loses all digits of a small angle; half the chord between the unit vectors does not.
         chord = _norm(_unit(new, over) - _unit(old, over), over)
         angle = jnp.where((weight_norm > 0) & (_norm(new, over) > 0), 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1)), 0.0)
         ratio = update_norm / jnp.where(weight_norm > 0, weight_norm, jnp.inf)
-        rates[path] = EffectiveLearningRate(weight_norm, update_norm, ratio, angle)
+        rates["+".join(group)] = EffectiveLearningRate(weight_norm, update_norm, ratio, angle)
     return rates
 
 
 @overload
-def matching_schedule(norms: Norms, optimizer_order: int) -> optax.Schedule: ...
+def matching_schedule(norms: Norms, optimizer_order: int, steps: Steps | None = None) -> optax.Schedule: ...
 @overload
-def matching_schedule(norms: Mapping[str, Norms], optimizer_order: int) -> dict[str, optax.Schedule]: ...
 def matching_schedule(
-    norms: Norms | Mapping[str, Norms], optimizer_order: int
+    norms: Mapping[str, Norms], optimizer_order: int, steps: Steps | None = None
+) -> dict[str, optax.Schedule]: ...
+def matching_schedule(
+    norms: Norms | Mapping[str, Norms], optimizer_order: int, steps: Steps | None = None
 ) -> optax.Schedule | dict[str, optax.Schedule]:
     """The explicit schedule that the growing norms of an unprojected run stand for.
 
@@ -87,25 +98,33 @@ def matching_schedule(
     Args:
       norms: the norm of a weight *before* update 0, 1, 2, ...; one sequence, or one for each path.
       optimizer_order: 2 for SGD, 1 for Adam, RMSProp and sign-like updates.
+      steps: before which updates the norms were taken, if not before every one: an increasing sequence that starts at
+        0. Between two of them the norm is interpolated linearly.
 
     Returns:
       A schedule of multipliers that starts at 1 (multiply it by your learning rate), or one for each path: hand these
       to `scale_by_schedules`. Past the last recorded step the last value stays.
 
     Raises:
-      ValueError: another order, an empty sequence, or a norm that is not positive.
+      ValueError: another order, an empty sequence, a norm that is not positive, or steps that do not fit the norms.
     """
     if optimizer_order not in (1, 2):
         raise ValueError(f"optimizer_order is 2 for SGD or 1 for Adam-like optimizers, got {optimizer_order}")
     if isinstance(norms, Mapping):
-        return {path: matching_schedule(sequence, optimizer_order) for path, sequence in norms.items()}
+        return {path: matching_schedule(sequence, optimizer_order, steps) for path, sequence in norms.items()}
     sequence = np.asarray(norms)
     if sequence.ndim != 1 or sequence.size == 0 or not np.all(sequence > 0):
         raise ValueError(f"norms must be a non-empty sequence of positive numbers, got shape {sequence.shape}")
-    multipliers = jnp.asarray((sequence[0] / sequence) ** optimizer_order)
+    if steps is None:
+        multipliers = jnp.asarray((sequence[0] / sequence) ** optimizer_order)
+        return lambda step: multipliers[jnp.clip(step, 0, multipliers.size - 1)]
+    places = np.asarray(steps)
+    if places.shape != sequence.shape or places[0] != 0 or not np.all(np.diff(places) > 0):
+        raise ValueError(f"steps must be as many as the norms ({sequence.size}), start at 0 and increase")
+    growth = jnp.asarray(sequence / sequence[0], jnp.float32)
 
     def schedule(step: ArrayLike) -> Array:
-        return multipliers[jnp.clip(step, 0, multipliers.size - 1)]
+        return 1 / jnp.interp(jnp.asarray(step), jnp.asarray(places), growth) ** optimizer_order
 
     return schedule
 
@@ -116,21 +135,23 @@ def scale_by_schedules(schedules: Mapping[str, optax.Schedule]) -> optax.Gradien
     Put it after the optimizer and before the projection. Parameters without a schedule are left as they are.
 
     Args:
-      schedules: multipliers by path, such as `matching_schedule` returns them.
+      schedules: multipliers by path, such as `matching_schedule` returns them; "a+b" stands for both a and b.
 
     Raises:
       ValueError: at `init`, if a path is not among the parameters.
     """
 
+    by_path = {path: schedule for group, schedule in schedules.items() for path in group.split("+")}
+
     def init_fn(params: PyTree) -> optax.ScaleByScheduleState:
-        if unknown := schedules.keys() - paths.leaves(params).keys():
+        if unknown := by_path.keys() - paths.leaves(params).keys():
             raise ValueError(f"there is a schedule for {min(unknown)!r}, but the parameters have no such leaf")
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None):
         del params
         steps = paths.leaves(updates)
-        scaled = {path: steps[path] * schedule(state.count) for path, schedule in schedules.items()}
+        scaled = {path: steps[path] * schedule(state.count) for path, schedule in by_path.items()}
         return paths.replace(updates, scaled), optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)

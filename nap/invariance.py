@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from nap import paths
 from nap.paths import PyTree
 from nap.projection import Affine, RoleSpec
-from nap.roles import Role, affine_groups
+from nap.roles import Role, affine_groups, weight_groups
 from nap.roles import roles as find_roles
 from nap.tables import format_table
 
@@ -45,7 +45,8 @@ class AuditRow:
         constant, relative to the change when it is replaced by something else.
       invariant: whether `change` is below the tolerance.
       projected: whether NaP projects it.
-      joined: whether it is scaled and projected together with others: scale and offset of one normalization.
+      joined: whether it is scaled and projected together with another: scale and offset of one normalization, or a
+        weight and the noise on it.
       verdict: what follows.
     """
 
@@ -104,7 +105,7 @@ class Audit:
             f"change: of the output when the parameter is multiplied by {scales} (the largest),\n"
             f"  relative to the change when it is replaced by something else;\n"
             f"invariant: change below {self.tolerance:g}; "
-            f"jointly: the scale and offset of a normalization as one vector.\n{summary}"
+            f"jointly: scale and offset of a normalization, or a weight and the noise on it, as one.\n{summary}"
         )
 
 
@@ -145,38 +146,44 @@ def audit(
         values[path] = jnp.where(jnp.any(value != 0), value, noise)
 
     @jax.jit
-    def outputs(changed: dict[str, jax.Array]) -> jax.Array:
-        y = apply_fn(paths.replace(params, values | changed), *inputs)
+    def outputs(values: dict[str, jax.Array]) -> jax.Array:
+        y = apply_fn(paths.replace(params, values), *inputs)
         return jnp.concatenate([part.astype(jnp.float32).ravel() for part in jax.tree.leaves(y)])
 
     def effect(changed: dict[str, jax.Array]) -> float:
-        return float(jnp.linalg.norm(outputs(changed) - reference))
+        return float(jnp.linalg.norm(outputs(values | changed) - reference))
 
-    reference = outputs({})
+    reference = outputs(values)
     if not 0 < float(jnp.linalg.norm(reference)) < float("inf"):
         raise ValueError(
             "audit: the output is zero or not finite for these inputs, so there is nothing to compare with"
         )
-    joined = {path: group for group in affine_groups(resolved) for path in group}
+    affine_of = {path: group for group in affine_groups(resolved) for path in group}
+    weights_of = {path: group for group in weight_groups(resolved) for path in group}
     rows = []
     for leaf in resolved:
         if leaf.path not in values:
             continue
-        group = joined.get(leaf.path, (leaf.path,))
-        other = jnp.flip(values[leaf.path]) * jnp.linspace(-1, 1, values[leaf.path].size).reshape(leaf.shape)
-        replaced = effect({leaf.path: other})
+        group = (affine_of | weights_of).get(leaf.path, (leaf.path,))
+        # Without a random key a noise weight has no effect of its own: what counts is that of the two.
+        exchanged = weights_of.get(leaf.path, (leaf.path,))
+        replaced = effect({path: _something_else(values[path]) for path in exchanged})
         scaled = max(effect({path: scale * values[path] for path in group}) for scale in SCALES)
         change = scaled / replaced if replaced else 0.0
         invariant = change < tolerance
-        projected = leaf.role is Role.HIDDEN or (affine == "project" and leaf.path in joined)
-        held = projected or (affine == "regularize" and leaf.path in joined)
-        if not replaced:
-            verdict = Verdict.UNUSED
+        projected = leaf.path in weights_of or (affine == "project" and leaf.path in affine_of)
+        held = projected or (affine == "regularize" and leaf.path in affine_of)
+        if not replaced:  # noise is without effect where the function given draws none
+            verdict = Verdict.FINE if leaf.role is Role.OUTPUT_NOISE else Verdict.UNUSED
         elif projected and not invariant:
             verdict = Verdict.CONSTRAINED
         elif invariant and not held:
             verdict = Verdict.IMPLICIT
         else:
             verdict = Verdict.FINE
-        rows.append(AuditRow(leaf.path, leaf.role, change, invariant, projected, leaf.path in joined, verdict))
+        rows.append(AuditRow(leaf.path, leaf.role, change, invariant, projected, len(group) > 1, verdict))
     return Audit(tuple(rows), tolerance)
+
+
+def _something_else(value: jax.Array) -> jax.Array:
+    return jnp.flip(value) * jnp.linspace(-1, 1, value.size).reshape(value.shape)

@@ -96,14 +96,14 @@ class Linear(nnx.Module):
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        _check("norm", norm, Norm)
+        check_choice("norm", norm, Norm)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.HIDDEN)
-        self.norm, self.bias = _norm_or_bias(outputs, norm, (-1,), before_output)
+        self.norm, self.bias = norm_or_bias(outputs, norm, (-1,), before_output)
         self.activation = make_activation(activation, outputs)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         """The layer's activations: `features_per_unit` of the activation for each unit."""
-        return self.activation(_finish(self, x @ self.kernel[...].astype(x.dtype)))
+        return self.activation(finish(self, x @ self.kernel[...].astype(x.dtype)))
 
 
 class Conv(nnx.Module):
@@ -142,12 +142,12 @@ class Conv(nnx.Module):
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        _check("norm", norm, Norm)
-        _check("norm_axes", norm_axes, NormAxes)
-        _check("padding", padding, Padding)
+        check_choice("norm", norm, Norm)
+        check_choice("norm_axes", norm_axes, NormAxes)
+        check_choice("padding", padding, Padding)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs, outputs)), role=Role.HIDDEN)
         axes = (-1,) if norm_axes == "channels" else (-3, -2, -1)
-        self.norm, self.bias = _norm_or_bias(outputs, norm, axes, before_output)
+        self.norm, self.bias = norm_or_bias(outputs, norm, axes, before_output)
         self.stride, self.padding = stride, padding
         self.activation = make_activation(activation, outputs)
 
@@ -160,7 +160,7 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return self.activation(_finish(self, z))
+        return self.activation(finish(self, z))
 
 
 class Output(nnx.Module):
@@ -195,7 +195,7 @@ def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _norm_or_bias(
+def norm_or_bias(
     features: int, norm: Norm, axes: Sequence[int], before_output: bool
 ) -> tuple[Normalization | None, nnx.Param | None]:
     """What follows the linear map of a block: a normalization, or else a bias; never both."""
@@ -204,8 +204,8 @@ def _norm_or_bias(
     return Normalization(features, norm=norm, axes=axes, before_output=before_output), None
 
 
-def _finish(block: Linear | Conv, z: jax.Array) -> jax.Array:
-    """The pre-activations of a block from its linear map's result."""
+def finish(block: Any, z: jax.Array) -> jax.Array:
+    """The pre-activations of a block from its linear map's result: with its normalization or bias."""
     if block.norm is not None:
         z = block.norm(z)
     if block.bias is not None:
@@ -213,6 +213,7 @@ def _finish(block: Linear | Conv, z: jax.Array) -> jax.Array:
     return z
 
 
-def _check(argument: str, value: str, choices: Any) -> None:
+def check_choice(argument: str, value: str, choices: Any) -> None:
+    """ValueError, with the choices, unless the value is one of those of a `Literal`."""
     if value not in get_args(choices):
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from nap import paths
 from nap.paths import PyTree
-from nap.roles import AFFINE, Role, Roles, affine_groups
+from nap.roles import AFFINE, Role, Roles, affine_groups, weight_groups
 from nap.roles import roles as find_roles
 
 RoleSpec = Mapping[str, Role | str] | Roles | None
@@ -48,20 +48,23 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
 
     Args:
       params: a pytree of parameters.
-      roles: see `nap.roles`; a weight is hidden if its role is `Role.HIDDEN`.
+      roles: see `nap.roles`; a weight is hidden if its role is `Role.HIDDEN`. With a noise weight (`Role.NOISE`) beside
+        it, as in a noisy layer, the two have one joint norm.
       axes: the axes of one layer's weight whose entries have norms of their own; `axes=-1` gives one norm for each
         output unit of a Flax kernel. None: one norm for the whole tensor. Stacked leading axes always keep norms of
         their own.
 
     Returns:
-      float32 norms by path: scalars, or, where axes are kept, arrays with the reduced axes left at size 1.
+      float32 norms by path ("layer/kernel+layer/noise" for a joint one): scalars, or, where axes are kept, arrays with
+      the reduced axes left at size 1.
     """
     resolved = _resolve(params, roles)
     leaves = paths.leaves(params)
     norms = {}
-    for path in resolved.paths(Role.HIDDEN):
-        if path in leaves:
-            norms[path] = _norm([leaves[path]], _reduced_axes(leaves[path].ndim, resolved[path].stacked, axes))
+    for group in weight_groups(resolved):
+        if all(path in leaves for path in group):
+            weights, first = [leaves[path] for path in group], resolved[group[0]]
+            norms["+".join(group)] = _norm(weights, _reduced_axes(weights[0].ndim, first.stacked, axes))
     return norms
 
 

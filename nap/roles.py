@@ -31,7 +31,9 @@ class Role(enum.StrEnum):
     """What a parameter does in its network."""
 
     HIDDEN = "hidden weight"  # a matrix or kernel inside the network: what NaP projects
+    NOISE = "noise weight"  # how strong the noise on a hidden weight is: the two share one radius
     OUTPUT = "output weight"  # the last layer of a head: no normalization follows, never projected
+    OUTPUT_NOISE = "output noise"  # how strong the noise on an output weight or its bias is: free, as they are
     EMBEDDING = "embedding"  # a table looked up by integers
     SCALE = "scale"  # a normalization layer's gain (gamma)
     OFFSET = "offset"  # a normalization layer's shift (beta)
@@ -144,6 +146,30 @@ def roles(
     _decide_weights(nodes, decided)
     _decide_output_norms(nodes, decided, fixed=given.keys() | declared.keys())
     return Roles(tuple(LeafRole(n.path, decided[n.path][0], n.shape, n.stacked, decided[n.path][1]) for n in nodes))
+
+
+def weight_groups(roles: Roles) -> list[tuple[str, ...]]:
+    """The hidden weights, each with its noise weight where it has one: W and the noise on it are scaled as one.
+
+    A noise weight belongs to the hidden weight of its shape in the same module.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    noise = {}
+    for path in roles.paths(Role.NOISE):
+        module = path.rpartition("/")[0]
+        owners = [
+            owner
+            for owner in roles.paths(Role.HIDDEN)
+            if owner.rpartition("/")[0] == module and roles[owner].shape == roles[path].shape
+        ]
+        if len(owners) != 1:
+            raise ValueError(
+                f"the noise weight {path!r} needs one hidden weight beside it, and there are {len(owners)}"
+            )
+        noise[owners[0]] = path
+    return [(path, noise[path]) if path in noise else (path,) for path in roles.paths(Role.HIDDEN)]
 
 
 def affine_groups(roles: Roles) -> list[tuple[str, ...]]:

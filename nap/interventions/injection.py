@@ -56,20 +56,20 @@ def with_injection(network: Network, head: Sequence[str]) -> Network:
         second = {path: node for path, node in _nodes(other).items() if path in names}
         return {"first": first, "second": second, "start": jax.tree.map(jnp.copy, second)}
 
-    def added(params: PyTree, x: Shaped[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
+    def added(params: PyTree, x: Shaped[Array, "batch ..."], *key: jax.Array) -> Float[Array, "batch *outputs"]:
         """What the second head has learned since its start."""
         start = jax.lax.stop_gradient(params["start"])
         second, start = (paths.replace(params["first"], paths.leaves(part)) for part in (params["second"], start))
-        return network.apply(second, x) - network.apply(start, x)
+        return network.apply(second, x, *key) - network.apply(start, x, *key)
 
-    def apply(params: PyTree, x: Shaped[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
-        return network.apply(params["first"], x) + added(params, x)
+    def apply(params: PyTree, x: Shaped[Array, "batch ..."], *key: jax.Array) -> Float[Array, "batch *outputs"]:
+        return network.apply(params["first"], x, *key) + added(params, x, *key)
 
     def activations(
-        params: PyTree, x: Shaped[Array, "batch ..."]
-    ) -> tuple[Float[Array, "batch outputs"], dict[str, jax.Array]]:
-        outputs, hidden = network.activations(params["first"], x)
-        return outputs + added(params, x), hidden
+        params: PyTree, x: Shaped[Array, "batch ..."], *key: jax.Array
+    ) -> tuple[Float[Array, "batch *outputs"], dict[str, jax.Array]]:
+        outputs, hidden = network.activations(params["first"], x, *key)
+        return outputs + added(params, x, *key), hidden
 
     return network._replace(init=init, apply=apply, activations=activations)
 

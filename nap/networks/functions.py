@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
 
 from nap.paths import PyTree
 
@@ -19,21 +18,22 @@ class Network(NamedTuple):
 
     Attributes:
       init: the parameters from a random key; call it under `jax.jit` (eager initialization takes seconds).
-      apply: the outputs for a batch.
+      apply: `apply(params, x)`, the outputs for a batch, shape [batch, outputs] unless the network says otherwise.
       activations: the outputs, and the activations of every hidden layer by path, as the layers that read it take them
         in, shape [batch, *space, features], in the network's order. Where a unit has several features (CReLU, Fourier),
         the first of all units come before the second of all units. What goes through a JAX transformation comes back
         sorted by path; `readers` keeps the order.
       readers: for each hidden layer, in the network's order, the layers that take its activations in:
         {"hidden/0": ("hidden/1",), "hidden/1": ("output",)}. Empty if the network does not tell.
+      draws: whether `apply` and `activations` take a random key as a third argument (of noisy layers, or for the
+        quantiles of an implicit quantile network), and without it draw nothing.
     """
 
     init: Callable[[jax.Array], PyTree]
-    apply: Callable[[PyTree, Shaped[Array, "batch ..."]], Float[Array, "batch outputs"]]
-    activations: Callable[
-        [PyTree, Shaped[Array, "batch ..."]], tuple[Float[Array, "batch outputs"], dict[str, jax.Array]]
-    ]
+    apply: Callable[..., Any]
+    activations: Callable[..., tuple[Any, dict[str, jax.Array]]]
     readers: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+    draws: bool = False
 
 
 class _Module(Protocol):
@@ -43,10 +43,10 @@ class _Module(Protocol):
 
 
 def as_functions(make: Callable[[nnx.Rngs], _Module]) -> Network:
-    """Pure functions from a constructor such as `lambda rngs: NatureCNN(6, norm="layer", rngs=rngs)`.
+    """Pure functions from a constructor such as `lambda rngs: QNetwork(6, norm="layer", rngs=rngs)`.
 
-    The module may hold parameters only (no batch statistics, no random streams of its own). The readers are those of
-    its property `readers`, if it has one.
+    The module may hold parameters only (no batch statistics, no random streams of its own). The readers and whether it
+    draws random numbers are those of its attributes `readers` and `draws`, if it has them.
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph = nnx.graphdef(module)
@@ -54,13 +54,13 @@ def as_functions(make: Callable[[nnx.Rngs], _Module]) -> Network:
     def init(key: jax.Array) -> PyTree:
         return nnx.split(make(nnx.Rngs(key)), nnx.Param)[1]
 
-    def apply(params: PyTree, x: Any) -> Any:
-        return nnx.merge(graph, params)(x)
+    def apply(params: PyTree, x: Any, *key: jax.Array) -> Any:
+        return nnx.merge(graph, params)(x, *key)
 
-    def activations(params: PyTree, x: Any) -> Any:
-        return nnx.merge(graph, params).with_activations(x)
+    def activations(params: PyTree, x: Any, *key: jax.Array) -> Any:
+        return nnx.merge(graph, params).with_activations(x, *key)
 
-    return Network(init, apply, activations, getattr(module, "readers", {}))
+    return Network(init, apply, activations, getattr(module, "readers", {}), getattr(module, "draws", False))
 
 
 def in_a_row(layers: Sequence[str]) -> dict[str, tuple[str, ...]]:

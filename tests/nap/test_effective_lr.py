@@ -45,6 +45,17 @@ def test_schedule_values_by_hand():
             nap.matching_schedule(bad_norms, order)
 
 
+def test_norms_that_were_not_taken_at_every_update_are_interpolated():
+    for order, expected in ((1, [1, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 4]), (2, [1, 4 / 9, 1 / 4, 1 / 9, 1 / 16, 1 / 16])):
+        schedule = nap.matching_schedule([2.0, 4.0, 8.0], order, [0, 2, 4])
+        np.testing.assert_allclose([float(schedule(i)) for i in range(6)], expected, rtol=1e-6)
+        (of_path,) = nap.matching_schedule({"a": [2.0, 4.0, 8.0]}, order, [0, 2, 4]).values()
+        assert float(of_path(3)) == float(schedule(3))
+    for bad_steps in ([1, 2, 3], [0, 2, 2], [0, 2]):
+        with pytest.raises(ValueError, match=r"steps must be as many as the norms \(3\), start at 0 and increase"):
+            nap.matching_schedule([2.0, 4.0, 8.0], 1, bad_steps)
+
+
 def test_a_schedule_for_an_unknown_parameter_is_refused():
     with pytest.raises(ValueError, match="no such leaf"):
         nap.scale_by_schedules({"x": optax.constant_schedule(1.0)}).init({"w": jnp.ones(2)})

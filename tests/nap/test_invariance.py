@@ -9,18 +9,24 @@ import pytest
 import nap
 from nap import paths
 from nap.invariance import Verdict
-from nap.networks import CNN, MLP, NatureCNN, as_functions
+from nap.networks import CNN, MLP, QNetwork, as_functions
 from nap.roles import Role
 
 FRAMES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84)), jnp.uint8)
+SMALL_FRAMES = FRAMES[:, :, :24, :24]
 IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
 VECTORS = jax.random.normal(jax.random.key(0), (16, 8))
 
 SHIPPED = {
-    "nature-layer": (lambda rngs: NatureCNN(6, norm="layer", rngs=rngs), FRAMES),
-    "nature-rms": (lambda rngs: NatureCNN(6, norm="rms", rngs=rngs), FRAMES),
-    "nature-layer-all": (lambda rngs: NatureCNN(6, norm="layer", norm_axes="all", rngs=rngs), FRAMES),
-    "nature-rms-all": (lambda rngs: NatureCNN(6, norm="rms", norm_axes="all", rngs=rngs), FRAMES),
+    "nature-layer": (lambda rngs: QNetwork(6, norm="layer", rngs=rngs), FRAMES),
+    "nature-rms": (lambda rngs: QNetwork(6, norm="rms", rngs=rngs), FRAMES),
+    "nature-layer-all": (lambda rngs: QNetwork(6, norm="layer", norm_axes="all", rngs=rngs), FRAMES),
+    "nature-rms-all": (lambda rngs: QNetwork(6, norm="rms", norm_axes="all", rngs=rngs), FRAMES),
+    "impala-layer": (lambda rngs: QNetwork(6, torso="impala", observation=(4, 24, 24), rngs=rngs), SMALL_FRAMES),
+    "impala-rms-all": (
+        lambda rngs: QNetwork(6, torso="impala", observation=(4, 24, 24), norm="rms", norm_axes="all", rngs=rngs),
+        SMALL_FRAMES,
+    ),
     "cnn-layer": (lambda rngs: CNN((8, 8, 1), 10, norm="layer", rngs=rngs), IMAGES),
     "cnn-rms-all": (lambda rngs: CNN((8, 8, 1), 10, norm="rms", norm_axes="all", rngs=rngs), IMAGES),
     "mlp-layer": (lambda rngs: MLP(8, [32, 32, 16], 3, norm="layer", rngs=rngs), VECTORS),

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from nap.layers import Conv, Linear, Normalization, Output, normalize, uniform_fan_in
-from nap.networks import MLP, NatureCNN, as_functions
+from nap.networks import MLP, QNetwork, as_functions
 from nap.roles import Role
 
 KINDS = pytest.mark.parametrize("norm", ["layer", "rms"])
@@ -117,7 +117,7 @@ def test_uniform_fan_in_has_the_bound_of_dqn_zoo():
 
 def test_the_nature_network_has_the_published_size():
     """1,687,206 parameters for six actions with biases, as in Mnih et al.'s network."""
-    network = as_functions(lambda rngs: NatureCNN(6, norm="none", rngs=rngs))
+    network = as_functions(lambda rngs: QNetwork(6, norm="none", rngs=rngs))
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_687_206
     frames = jax.ShapeDtypeStruct((2, 4, 84, 84), jnp.uint8)

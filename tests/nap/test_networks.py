@@ -14,7 +14,7 @@ from flax import nnx
 
 from nap import paths
 from nap.layers import Conv, uniform_fan_in
-from nap.networks import CNN, MLP, NatureCNN, Network, as_functions
+from nap.networks import CNN, MLP, Network, QNetwork, as_functions
 from nap.networks.cnn import max_pool
 
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 9, 8, 2))  # a row too many for the first max-pool
@@ -33,7 +33,7 @@ def mlp(norm: str, activation: str) -> Callable[[nnx.Rngs], MLP]:
 @functools.cache
 def network(family: str, activation: str = "relu", norm: str = "layer") -> Network:
     if family == "nature":
-        return as_functions(lambda rngs: NatureCNN(4, norm=norm, activation=activation, rngs=rngs))
+        return as_functions(lambda rngs: QNetwork(4, norm=norm, activation=activation, rngs=rngs))
     return as_functions((cnn if family == "cnn" else mlp)(norm, activation))
 
 
@@ -211,6 +211,22 @@ def test_the_cnn_takes_small_images_and_seeds_side_by_side(shape):
     alone = jax.jit(made.apply)(jax.tree.map(lambda leaf: leaf[1], stacked), images)
     np.testing.assert_allclose(outputs[1], alone, rtol=1e-3, atol=1e-4)
     assert outputs.shape == (2, 5, 10) and not np.allclose(outputs[0], outputs[1])
+
+
+def test_gradients_through_normalization_and_max_pool_are_finite():
+    """jnp.max has a gradient of mask / count, and was 0 / 0 here where the compiler computes its input twice."""
+    made = as_functions(lambda rngs: CNN((8, 8, 1), 10, channels=(3, 4), hidden=(5,), rngs=rngs))
+    images = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1))
+
+    @jax.jit
+    def gradients(params):
+        return jax.grad(lambda params: jnp.mean(made.apply(params, images) ** 2))(params)
+
+    params = jax.jit(made.init)(jax.random.key(0))
+    for _ in range(5):
+        found = gradients(params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        params = jax.tree.map(lambda weight, gradient: weight - 0.1 * gradient, params, found)
 
 
 def test_a_module_that_does_not_tell_its_readers_has_none():

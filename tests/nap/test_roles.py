@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import nap
-from nap.networks import MLP, NatureCNN
+from nap.networks import MLP, QNetwork
 from nap.roles import Role
 
 HIDDEN, OUTPUT = Role.HIDDEN, Role.OUTPUT
@@ -152,7 +152,7 @@ def test_overrides_win_and_the_last_match_counts():
 
 
 def test_the_layers_of_this_library_declare_their_roles():
-    params = nnx.split(NatureCNN(4, rngs=nnx.Rngs(0)))[1]
+    params = nnx.split(QNetwork(4, rngs=nnx.Rngs(0)))[1]
     roles = nap.roles(params)
     assert {leaf.why for leaf in roles} == {"declared by its layer"}
     assert roles.paths(HIDDEN) == ["hidden/kernel", "torso/0/kernel", "torso/1/kernel", "torso/2/kernel"]
