@@ -1,7 +1,8 @@
-"""DQN (Mnih et al., 2015) and double DQN (van Hasselt et al., 2016) as pure functions over an agent's state.
+"""The agents of the DQN family as pure functions over an agent's state.
 
-`make_agent` joins a Q-network and an optimizer. Normalize-and-Project comes in by these two alone: a network with
-normalizations, an optimizer wrapped by `nap.normalize_and_project`; nothing here knows of it.
+`make_agent` joins a Q-network, an optimizer and what the network's outputs mean (`agents.values`). `agents.family` has
+the published combinations. Normalize-and-Project comes in by the first two alone: a network with normalizations, an
+optimizer wrapped by `nap.normalize_and_project`; nothing here knows of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 import nap
-from agents.losses import double_q_error
+from agents import values
 from agents.replay import Transition
 from nap.diagnostics import dormant_fraction
 from nap.networks import Network
@@ -38,91 +39,137 @@ class AgentState(NamedTuple):
     updates: Int[Array, ""]
 
 
+class Learned(NamedTuple):
+    """What an update found in its batch, with the parameters before it.
+
+    Attributes:
+      loss: averaged over the valid transitions, by their weights.
+      priorities: of each transition, for replay; 0 for one that is not valid.
+    """
+
+    loss: Float[Array, ""]
+    priorities: Float[Array, " batch"]
+
+
 class Agent(NamedTuple):
     """An agent's functions; none is jitted yet.
 
     Attributes:
       init: `init(key)`, a fresh state.
-      act: `act(params, observations, epsilon, key)`, epsilon-greedy actions for a batch of observations.
-      learn: `learn(state, batch)`, the state after one update, and the loss before it.
-      measure: `measure(state, batch)`, the same update with what is logged of it: a flat dictionary of scalars.
+      act: `act(params, observations, epsilon, key)`, epsilon-greedy actions for a batch of observations, by a noisy
+        network with noise.
+      play: the same without a noisy network's noise, for evaluation.
+      learn: `learn(state, batch, key)`, the state after one update, and what it found. The key is for networks that
+        draw.
+      measure: `measure(state, batch, key)`, the same update, what it found, and what is logged of it: a flat dictionary
+        of scalars.
     """
 
     init: Callable[[jax.Array], AgentState]
     act: Callable[[PyTree, UInt8[Array, "n *shape"], Float[Array, ""], jax.Array], Int[Array, " n"]]
-    learn: Callable[[AgentState, Transition], tuple[AgentState, Float[Array, ""]]]
-    measure: Callable[[AgentState, Transition], tuple[AgentState, dict[str, Float[Array, ""]]]]
+    play: Callable[[PyTree, UInt8[Array, "n *shape"], Float[Array, ""], jax.Array], Int[Array, " n"]]
+    learn: Callable[[AgentState, Transition, jax.Array], tuple[AgentState, Learned]]
+    measure: Callable[[AgentState, Transition, jax.Array], tuple[AgentState, Learned, dict[str, Float[Array, ""]]]]
 
 
 class _Update(NamedTuple):
     """An update: the state after it, and what it saw before."""
 
     state: AgentState
-    loss: Array
+    learned: Learned
     steps: PyTree
     q_tm1: Array
     activations: dict[str, Array]
 
 
-def make_agent(
-    network: Network, optimizer: optax.GradientTransformation, *, double: bool = True, target_period: int
-) -> Agent:
-    """A DQN agent.
+LARGEST_PRIORITY = 100.0
+"""Priorities are clipped here, as in DQN Zoo's Rainbow."""
 
-    The loss is the Huber loss (delta 1) of the TD error, averaged over the valid transitions of the batch. The target
-    network becomes a copy of the online one after every `target_period` updates; a copy has the norms of its original,
-    so it needs no projection of its own.
+
+def make_agent(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    read: values.Values | None = None,
+    double: bool = True,
+    target_period: int,
+) -> Agent:
+    """An agent of the DQN family.
+
+    The loss is averaged over the valid transitions of the batch (those of weight above 0), each multiplied by its
+    weight. The target network becomes a copy of the online one after every `target_period` updates; a copy has the
+    norms of its original, so it needs no projection of its own. A network that draws is given a key of its own for each
+    of an update's passes: online at t-1, online and target at t.
 
     Args:
-      network: maps observations to action values, shape [batch, actions].
+      network: maps observations to outputs.
       optimizer: the complete optimizer. Its update is also told the online network's activations for `s_tm1`, by layer,
         as `activations=...`, for interventions such as ReDo.
+      read: what the outputs mean; None: they are action values, shape [batch, actions].
       double: choose the bootstrap action by the online network (double DQN), not by the target network.
       target_period: updates between copies.
     """
-
+    read = values.scalar() if read is None else read
     optimizer = optax.with_extra_args_support(optimizer)
+    action_values = jax.vmap(read.action_values)
+
+    def keys_for(key: jax.Array, count: int) -> list[tuple[jax.Array, ...]]:
+        """The extra arguments of `count` passes through the network."""
+        return [(k,) for k in jax.random.split(key, count)] if network.draws else [()] * count
 
     def init(key: jax.Array) -> AgentState:
         params = network.init(key)
         return AgentState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros([], jnp.int32))
 
     def act(params: PyTree, observations: Array, epsilon: Array, key: jax.Array) -> Array:
-        values = network.apply(params, observations)
+        noise_key, epsilon_key = jax.random.split(key)
+        (extra,) = keys_for(noise_key, 1)
+        return greedy_but(network.apply(params, observations, *extra), epsilon, epsilon_key)
+
+    def play(params: PyTree, observations: Array, epsilon: Array, key: jax.Array) -> Array:
+        return greedy_but(network.apply(params, observations), epsilon, key)
+
+    def greedy_but(outputs: PyTree, epsilon: Array, key: jax.Array) -> Array:
+        q = action_values(outputs)
         explore_key, action_key = jax.random.split(key)
-        explore = jax.random.uniform(explore_key, values.shape[:1]) < epsilon
-        random = jax.random.randint(action_key, values.shape[:1], 0, values.shape[1])
-        return jnp.where(explore, random, jnp.argmax(values, axis=1))
+        explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
+        random = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
+        return jnp.where(explore, random, jnp.argmax(q, axis=1))
 
     def loss_of(
-        params: PyTree, target_params: PyTree, batch: Transition
-    ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        q_t_target = network.apply(target_params, batch.s_t)
-        q_t_selector = network.apply(params, batch.s_t) if double else q_t_target
-        q_tm1, activations = network.activations(params, batch.s_tm1)
-        errors = jax.vmap(double_q_error)(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_target, q_t_selector)
-        losses = optax.losses.huber_loss(errors)
-        loss = jnp.sum(batch.weight * losses) / jnp.maximum(jnp.sum(batch.weight), 1)
-        return loss, (q_tm1, activations)
+        params: PyTree, target_params: PyTree, batch: Transition, key: jax.Array
+    ) -> tuple[Array, tuple[Learned, Array, dict[str, Array]]]:
+        at_tm1, at_t, target_at_t = keys_for(key, 3)
+        outputs_t = network.apply(target_params, batch.s_t, *target_at_t)
+        selector = network.apply(params, batch.s_t, *at_t) if double else outputs_t
+        outputs_tm1, activations = network.activations(params, batch.s_tm1, *at_tm1)
+        found = jax.vmap(read.loss)(
+            outputs_tm1, batch.a_tm1, batch.r_t, batch.discount_t, outputs_t, action_values(selector)
+        )
+        valid = batch.weight > 0
+        loss = jnp.sum(batch.weight * found.loss) / jnp.maximum(jnp.sum(valid), 1)
+        priorities = jnp.where(valid, jnp.clip(found.priority, 0, LARGEST_PRIORITY), 0)
+        return loss, (Learned(loss, priorities), action_values(outputs_tm1), activations)
 
-    def update(state: AgentState, batch: Transition) -> _Update:
-        grad_fn = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (q_tm1, activations)), gradients = grad_fn(state.params, state.target_params, batch)
+    def update(state: AgentState, batch: Transition, key: jax.Array) -> _Update:
+        grad_fn = jax.grad(loss_of, has_aux=True)
+        gradients, (learned, q_tm1, activations) = grad_fn(state.params, state.target_params, batch, key)
         steps, opt_state = optimizer.update(gradients, state.opt_state, state.params, activations=activations)
         params = optax.apply_updates(state.params, steps)
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)
-        return _Update(AgentState(params, target_params, opt_state, updates), loss, steps, q_tm1, activations)
+        return _Update(AgentState(params, target_params, opt_state, updates), learned, steps, q_tm1, activations)
 
-    def learn(state: AgentState, batch: Transition) -> tuple[AgentState, Array]:
-        made = update(state, batch)
-        return made.state, made.loss
+    def learn(state: AgentState, batch: Transition, key: jax.Array) -> tuple[AgentState, Learned]:
+        made = update(state, batch, key)
+        return made.state, made.learned
 
-    def measure(state: AgentState, batch: Transition) -> tuple[AgentState, dict[str, Array]]:
-        made = update(state, batch)
-        measured = {"loss": made.loss, "mean_action_value": jnp.mean(made.q_tm1)}
-        for path, rate in nap.effective_learning_rates(made.steps, state.params).items():
-            layer = path.removesuffix("/kernel")
+    def measure(state: AgentState, batch: Transition, key: jax.Array) -> tuple[AgentState, Learned, dict[str, Array]]:
+        made = update(state, batch, key)
+        measured = {"mean_action_value": jnp.mean(made.q_tm1)}
+        rates = nap.effective_learning_rates(made.steps, state.params, nap.roles(state.params))
+        for path, rate in rates.items():
+            layer = path.partition("+")[0].removesuffix("/kernel")
             measured[f"weight_norm/{layer}"] = rate.weight_norm
             measured[f"update_norm/{layer}"] = rate.update_norm
             measured[f"elr/{layer}"] = rate.ratio
@@ -130,6 +177,6 @@ def make_agent(
         for layer, activation in made.activations.items():
             for tau, fraction in dormant_fraction(activation).items():
                 measured[f"dormant_fraction_{tau:g}/{layer}"] = fraction
-        return made.state, measured
+        return made.state, made.learned, measured
 
-    return Agent(init, act, learn, measure)
+    return Agent(init, act, play, learn, measure)

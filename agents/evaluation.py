@@ -20,13 +20,15 @@ def evaluate(
     epsilon: float,
     key: jax.Array,
     seed: int,
-    episodes: int,
+    episodes: int = 0,
+    steps: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Raw returns of complete episodes from a reset.
+    """Raw returns of complete episodes from a reset, played without a noisy network's noise.
 
-    Every environment plays the same number of episodes, and its first ones count. To take whichever episodes end first
-    would favour short ones, which in most games are bad ones.
+    With `episodes` every environment plays the same number of them, and its first ones count. To take whichever
+    episodes end first would favour short ones, which in most games are bad ones. With `steps` whatever is complete in
+    that time counts, as in DQN Zoo; there may be none.
 
     Args:
       functions: from `agents.loops.make_functions`.
@@ -36,16 +38,17 @@ def evaluate(
       key: random key.
       seed: what the environments are reset with.
       episodes: how many, rounded up to a multiple of the number of environments.
+      steps: how many agent steps over all environments, instead of a number of episodes.
       on_step: called after every step of the environments; may raise to stop.
     """
-    wanted = math.ceil(episodes / environments.num_envs)
+    wanted, last = math.ceil(episodes / environments.num_envs), steps // environments.num_envs
     returns: list[list[float]] = [[] for _ in range(environments.num_envs)]
     time_step, step = environments.reset(seed), 0
-    while min(map(len, returns)) < wanted:
-        actions = functions.act(params, time_step.observation, np.float32(epsilon), key, np.int64(step))
+    while step < last or min(map(len, returns)) < wanted:
+        actions = functions.play(params, time_step.observation, np.float32(epsilon), key, np.int64(step))
         environments.send(np.asarray(actions))
         time_step, step = environments.recv(), step + 1
         for episode in time_step.episodes:
             returns[episode.env].append(episode.episode_return)
         on_step()
-    return [value for played in returns for value in played[:wanted]]
+    return [value for played in returns for value in (played[:wanted] if wanted else played)]

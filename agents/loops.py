@@ -11,18 +11,19 @@ restored at the beginning of an iteration goes on exactly as the uninterrupted r
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
-from agents.dqn import Agent, AgentState
+from agents.dqn import Agent, AgentState, Learned
+from agents.prioritized import importance_weights
 from agents.replay import Replay, ReplayState, Step, Transition
-from nap.paths import PyTree
 
 
 @runtime_checkable  # for the tests, which check types at run time
@@ -79,10 +80,19 @@ class LoopState(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The jitted functions of a loop, made once and used by every iteration."""
+    """The jitted functions of a loop, made once and used by every iteration.
+
+    Attributes:
+      init: `init(key)`, the state at the beginning.
+      act, play: `Agent`'s, with the run's key and the count of steps for a key.
+      add: the replay's.
+      learn: `learn(agent, replay_state, key)`, both states after an update, and its loss; the states are donated.
+      measure: the same, and what is logged of it.
+    """
 
     init: Callable[[jax.Array], LoopState]
     act: Callable[..., Array]
+    play: Callable[..., Array]
     add: Callable[[ReplayState, Step], ReplayState]
     learn: jax.stages.Wrapped
     measure: jax.stages.Wrapped
@@ -122,36 +132,51 @@ class Hooks(NamedTuple):
     on_log: Callable[[Log], None]
 
 
-def make_functions(agent: Agent, replay: Replay, make_transition: Callable[[Step], Transition]) -> Functions:
-    """Jit what the loop calls; sampling, the making of transitions and the update are one compiled function.
+def make_functions(
+    agent: Agent,
+    replay: Replay,
+    make_transition: Callable[[Step], Transition],
+    importance_exponent: optax.Schedule = lambda updates: 1.0,
+) -> Functions:
+    """Jit what the loop calls; sampling, transitions, the update and new priorities are one compiled function.
 
     Args:
       agent: the learner.
       replay: the experience.
       make_transition: one sampled sequence to one transition; `agents.replay.transitions` with its settings bound.
+      importance_exponent: how far drawing by priority is corrected for (0 to 1), at a count of updates. Without
+        priorities it makes no difference.
     """
     init_agent = jax.jit(agent.init)
 
     def init(key: jax.Array) -> LoopState:
         return LoopState(init_agent(key), replay.init(), np.zeros([], np.int64))
 
-    @jax.jit
-    def act(params: PyTree, observations: Array, epsilon: Array, key: jax.Array, step: Array) -> Array:
-        return agent.act(params, observations, epsilon, jax.random.fold_in(key, step))
+    def at_step(choose: Callable[..., Array]) -> Callable[..., Array]:
+        return jax.jit(
+            lambda params, observations, epsilon, key, step: choose(
+                params, observations, epsilon, jax.random.fold_in(key, step)
+            )
+        )
 
-    def batch_for(state: AgentState, replay_state: ReplayState, key: jax.Array) -> Transition:
-        sequences = replay.sample(replay_state, jax.random.fold_in(key, state.updates))
-        return jax.vmap(make_transition)(sequences)
+    def updating(update: Callable[..., tuple[Any, ...]]) -> jax.stages.Wrapped:
+        """(agent, replay state, key) -> (agent, replay state, loss, and what else the update gives)."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def learn(state: AgentState, replay_state: ReplayState, key: jax.Array) -> tuple[AgentState, Array]:
-        return agent.learn(state, batch_for(state, replay_state, key))
+        def function(state: AgentState, replay_state: ReplayState, key: jax.Array) -> tuple[Any, ...]:
+            sample_key, update_key = jax.random.split(jax.random.fold_in(key, state.updates))
+            sample = replay.sample(replay_state, sample_key)
+            batch = jax.vmap(make_transition)(sample.steps)
+            rarity = jnp.where(batch.weight > 0, sample.rarity, 0)
+            weight = batch.weight * importance_weights(rarity, importance_exponent(state.updates))
+            learned: Learned
+            state, learned, *rest = update(state, batch._replace(weight=weight), update_key)
+            return state, replay.update(replay_state, sample.index, learned.priorities), learned.loss, *rest
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def measure(state: AgentState, replay_state: ReplayState, key: jax.Array) -> tuple[AgentState, dict[str, Array]]:
-        return agent.measure(state, batch_for(state, replay_state, key))
+        return jax.jit(function, donate_argnums=(0, 1))
 
-    return Functions(init, act, replay.add, learn, measure)
+    return Functions(
+        init, at_step(agent.act), at_step(agent.play), replay.add, updating(agent.learn), updating(agent.measure)
+    )
 
 
 def train(
@@ -194,7 +219,7 @@ def train(
             hooks.on_loss(update, losses[-1])
             if update in logging:
                 at_step, epsilon, measured = logging.pop(update)
-                values = {name: float(value) for name, value in jax.device_get(measured).items() if name != "loss"}
+                values = {name: float(value) for name, value in jax.device_get(measured).items()}
                 hooks.on_log(Log(at_step, update, epsilon, sum(losses) / len(losses), values, tuple(returns)))
                 losses.clear()
                 returns.clear()
@@ -215,12 +240,11 @@ def train(
         while updates < (taken - schedule.learning_starts) // schedule.update_period:
             updates += 1
             if updates == 1 or updates % schedule.log_every == 0:
-                agent, measured = functions.measure(agent, replay_state, learn_key)
-                waiting.append((updates, measured["loss"]))
+                agent, replay_state, loss, measured = functions.measure(agent, replay_state, learn_key)
                 logging[updates] = (taken, epsilon, measured)
             else:
-                agent, loss = functions.learn(agent, replay_state, learn_key)
-                waiting.append((updates, loss))
+                agent, replay_state, loss = functions.learn(agent, replay_state, learn_key)
+            waiting.append((updates, loss))
         before, time_step = time_step, environments.recv()
         replay_state = functions.add(
             replay_state,

@@ -1,13 +1,14 @@
 """Experience replay: a ring of single frames on the device, and the n-step transitions made from it.
 
 A stored step holds only the newest frame of its observation: 7 kB, where two stacks take 56. flashbax keeps the ring
-and draws sequences of steps; `transitions` turns one sequence into what a Q-learner wants:
+and draws sequences of steps, uniformly (`agents.prioritized` draws by priority); `transitions` turns one sequence into
+what a Q-learner wants:
 
     replay = make_replay(100_000, num_envs=8, batch_size=32, n_step=3)
     state = replay.init()
     state = replay.add(state, step)  # `step` has a leading axis of num_envs; the old `state` is donated
     make = functools.partial(transitions, stack=4, n_step=3, gamma=0.99, clip_reward=True)
-    batch = jax.vmap(make)(replay.sample(state, key))
+    batch = jax.vmap(make)(replay.sample(state, key).steps)
 
 How the ends of episodes are told apart, for step t of one environment:
 
@@ -19,7 +20,7 @@ An environment that is made anew in the middle of an episode looks like a trunca
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flashbax
 import jax
@@ -27,7 +28,11 @@ import jax.numpy as jnp
 from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-ReplayState = TrajectoryBufferState
+Ring = TrajectoryBufferState
+"""The steps, as `Step` of [num_envs, capacity / num_envs, ...], where the next one goes, and whether it is full."""
+
+ReplayState = Any
+"""All that a replay holds, a pytree: a `Ring`, or what has one."""
 
 
 class Step(NamedTuple):
@@ -64,20 +69,33 @@ class Transition(NamedTuple):
     """1, or 0 for a sample that must not count: its own step was truncated and has no successor."""
 
 
+class Sample(NamedTuple):
+    """Sequences of steps drawn from replay."""
+
+    steps: Step
+    """[batch_size, stack + n_step, ...]: consecutive steps of one environment."""
+    index: Int[Array, " batch"]
+    """What the drawn transitions are called in `Replay.update`."""
+    rarity: Float[Array, " batch"]
+    """The probability of a uniform draw / the probability that each was drawn with: 1 in a uniform replay."""
+
+
 class Replay(NamedTuple):
     """Pure functions over a `ReplayState`, all jitted; usable from Python and inside `jit` or `lax.scan`.
 
-    The state is a pytree of arrays, and is saved and restored as such: the steps as `Step` of
-    [num_envs, capacity / num_envs, ...], where the next one goes, and whether the ring is full.
+    The state is a pytree of arrays, and is saved and restored as such.
     """
 
     init: Callable[[], ReplayState]
     """() -> an empty ring, all zeros."""
     add: Callable[[ReplayState, Step], ReplayState]
     """(state, Step of [num_envs, ...]) -> state. Donates its state: without that, each call copies the whole ring."""
-    sample: Callable[[ReplayState, Key[Array, ""]], Step]
-    """(state, key) -> Step of [batch_size, stack + n_step, ...]: drawn uniformly, with replacement, from all runs of
-    that many consecutive steps of one environment. Meaningless before `can_sample`."""
+    sample: Callable[[ReplayState, Key[Array, ""]], Sample]
+    """(state, key) -> a `Sample`, drawn with replacement from all runs of stack + n_step consecutive steps of one
+    environment. Meaningless before `can_sample`."""
+    update: Callable[[ReplayState, Int[Array, " batch"], Float[Array, " batch"]], ReplayState]
+    """(state, index, priority) -> state in which the drawn transitions have these priorities (0 or more). A uniform
+    replay has none, and returns its state."""
     can_sample: Callable[[ReplayState], Bool[Array, ""]]
     """state -> whether each environment has stored stack + n_step steps."""
     size: Callable[[ReplayState], Int[Array, ""]]
@@ -133,6 +151,48 @@ def make_replay(
         ValueError: an argument is below 1, or `capacity` holds less than one sequence for each environment. `add`
             raises it for a step of other shapes or types than the replay's.
     """
+    ring = make_ring(capacity, num_envs, batch_size, stack, n_step, frame_shape)
+
+    def sample(state: Ring, key: Key[Array, ""]) -> Sample:
+        # Uniform draws need no names: nobody gives them priorities.
+        return Sample(ring.draw(state, key), jnp.zeros(batch_size, jnp.int32), jnp.ones(batch_size))
+
+    return Replay(
+        init=jax.jit(ring.init),
+        add=jax.jit(ring.add, donate_argnums=0),
+        sample=jax.jit(sample),
+        update=lambda state, index, priority: state,
+        can_sample=jax.jit(ring.can_sample),
+        size=jax.jit(ring.size),
+        capacity=ring.length * num_envs,
+        bytes_per_step=replay_bytes(1, frame_shape),
+    )
+
+
+class RingFunctions(NamedTuple):
+    """What a replay is made from: pure functions over a `Ring`, none of them jitted.
+
+    Attributes:
+        init: an empty ring, all zeros.
+        add: (ring, Step of [num_envs, ...]) -> ring; ValueError for a step of other shapes or types.
+        draw: (ring, key) -> Step of [batch_size, stack + n_step, ...], drawn uniformly.
+        can_sample: whether each environment has stored stack + n_step steps.
+        size: steps stored, over all environments.
+        length: steps that fit, of each environment.
+    """
+
+    init: Callable[[], Ring]
+    add: Callable[[Ring, Step], Ring]
+    draw: Callable[[Ring, Key[Array, ""]], Step]
+    can_sample: Callable[[Ring], Bool[Array, ""]]
+    size: Callable[[Ring], Int[Array, ""]]
+    length: int
+
+
+def make_ring(
+    capacity: int, num_envs: int, batch_size: int, stack: int, n_step: int, frame_shape: tuple[int, int]
+) -> RingFunctions:
+    """The ring of a replay; the arguments and errors are those of `make_replay`."""
     for name, value in (("num_envs", num_envs), ("batch_size", batch_size), ("stack", stack), ("n_step", n_step)):
         if value < 1:
             raise ValueError(f"replay: {name} is {value}, must be at least 1")
@@ -157,12 +217,12 @@ def make_replay(
         jax.eval_shape(lambda: _empty_step(frame_shape)),
     )
 
-    def init() -> ReplayState:
+    def init() -> Ring:
         # flashbax leaves the rows uninitialised, and its index weakly typed: a restored state would compile anew. With
         # zeros and plain types, equal runs have equal states, on disk too.
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), buffer.init(_empty_step(frame_shape)))
 
-    def add(state: ReplayState, step: Step) -> ReplayState:
+    def add(state: Ring, step: Step) -> Ring:
         for name, leaf, want in zip(Step._fields, step, wanted, strict=True):
             # Else a frame of another shape could be broadcast into the ring without a word.
             if (leaf.shape, leaf.dtype) != (want.shape, want.dtype):
@@ -171,21 +231,13 @@ def make_replay(
                 )
         return buffer.add(state, jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 1), step))
 
-    def sample(state: ReplayState, key: Key[Array, ""]) -> Step:
+    def draw(state: Ring, key: Key[Array, ""]) -> Step:
         return buffer.sample(state, key).experience
 
-    def size(state: ReplayState) -> Int[Array, ""]:
+    def size(state: Ring) -> Int[Array, ""]:
         return num_envs * jnp.where(state.is_full, time_length, state.current_index)
 
-    return Replay(
-        init=jax.jit(init),
-        add=jax.jit(add, donate_argnums=0),
-        sample=jax.jit(sample),
-        can_sample=jax.jit(buffer.can_sample),
-        size=jax.jit(size),
-        capacity=time_length * num_envs,
-        bytes_per_step=replay_bytes(1, frame_shape),
-    )
+    return RingFunctions(init, add, draw, buffer.can_sample, size, time_length)
 
 
 def transitions(sequence: Step, *, stack: int, n_step: int, gamma: float, clip_reward: bool) -> Transition:

@@ -15,14 +15,16 @@ import difflib
 import functools
 import re
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import ale_py.roms
 import numpy as np
 import numpy.typing as npt
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Int64
+
+from envs.timestep import Episode, TimeStep
 
 # ale-py ships these ROMs without a single-player mode; loading one exits the process, with no exception to catch.
 _NO_SINGLE_PLAYER = frozenset({"combat", "joust", "maze_craze", "warlords"})
@@ -158,41 +160,6 @@ def resolve_game(name: str) -> str:
 def _key(name: str) -> str:
     """The name without what spellings differ in: case and separators."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-class Episode(NamedTuple):
-    """An episode that ended.
-
-    Attributes:
-        env: the index of the environment.
-        episode_return: the sum of its rewards, unclipped and undiscounted.
-        frames: the emulator frames that the agent acted for, no-ops at the start not counted.
-    """
-
-    env: int
-    episode_return: float
-    frames: int
-
-
-class TimeStep(NamedTuple):
-    """What all environments answer to one action each, or to a reset.
-
-    At the step that ends an episode `reward` and `discount` belong to the old episode and `observation` is the first
-    of the new one; the old one's last observation is not given (its discount is 0, or it was truncated).
-
-    Attributes:
-        observation: uint8, grey, oldest frame first. At an episode's start all but the newest frame are 0.
-        reward: summed over the skipped frames, unclipped. 0 at a reset.
-        discount: 0 where the game ended, or a life was lost under "zero-discount"; else 1, also where truncated.
-        first: whether the observation is the first of an episode: the step before it ended one, whichever way.
-        episodes: those that this step ended, by environment.
-    """
-
-    observation: UInt8[np.ndarray, "num_envs stack height width"]
-    reward: Float32[np.ndarray, " num_envs"]
-    discount: Float32[np.ndarray, " num_envs"]
-    first: Bool[np.ndarray, " num_envs"]
-    episodes: tuple[Episode, ...]
 
 
 class AtariEnvs:

@@ -18,6 +18,7 @@ from nap.networks import MLP, Network, as_functions
 
 INPUTS, ACTIONS = 4, 3
 HIDDEN = ("hidden/0/kernel", "hidden/1/kernel")
+KEY = jax.random.key(11)  # of an update; networks that draw nothing ignore it
 
 
 @functools.cache
@@ -120,8 +121,10 @@ def test_one_update_is_the_sgd_step_that_finite_differences_give():
         size = np.abs(error)
         return float(np.where(size <= 1, size**2 / 2, size - 0.5)[valid].mean())
 
-    new, loss = jax.jit(agent.learn)(state, batch)
-    np.testing.assert_allclose(loss, loss_of(start), rtol=1e-5)
+    new, learned = jax.jit(agent.learn)(state, batch, KEY)
+    np.testing.assert_allclose(learned.loss, loss_of(start), rtol=1e-5)
+    error = target - forward(start, batch.s_tm1).values[np.arange(5), np.asarray(batch.a_tm1)]
+    np.testing.assert_allclose(learned.priorities, [*np.abs(error[valid]), 0], rtol=1e-5)
     moved = double(new.params)
     for path, weight in start.items():
         gradient = np.zeros_like(weight)
@@ -137,8 +140,8 @@ def test_one_update_is_the_sgd_step_that_finite_differences_give():
 def test_a_batch_without_a_valid_sample_moves_nothing():
     state = jitted().init(jax.random.key(0))
     batch = batch_at(batches(1), 0)
-    new, loss = jitted().learn(state, batch._replace(weight=jnp.zeros_like(batch.weight)))
-    assert float(loss) == 0.0
+    new, learned = jitted().learn(state, batch._replace(weight=jnp.zeros_like(batch.weight)), KEY)
+    assert float(learned.loss) == 0.0 and not learned.priorities.any()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), new.params, state.params)
 
 
@@ -152,8 +155,9 @@ def test_double_and_plain_targets_by_hand(is_double, loss):
         jnp.zeros((1, 1), jnp.uint8), jnp.zeros(1, jnp.int32), 0.5 * one, 0.9 * one, jnp.ones((1, 1), jnp.uint8), one
     )
     # plain: 0.5 + 0.9 * 10 - 1 = 8.5; double: 0.5 + 0.9 * 5 - 1 = 4; Huber takes half off, and its slope is 1.
-    new, found = jax.jit(agent.learn)(with_params(agent.init(jax.random.key(0)), online, target), batch)
-    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    new, found = jax.jit(agent.learn)(with_params(agent.init(jax.random.key(0)), online, target), batch, KEY)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(found.priorities, [loss + 0.5], rtol=1e-6)
     np.testing.assert_allclose(new.params["kernel"], [[1.1, 7.0], [1.0, 2.0], [0.0, 0.0]], rtol=1e-6)
 
 
@@ -162,7 +166,7 @@ def test_the_target_is_a_copy_after_every_period_and_never_before():
     assert bytes_of(state.target_params) == bytes_of(state.params)
     held = bytes_of(state.params)
     for update in range(1, 13):
-        state, _ = jitted().learn(state, batch_at(batches(12), update - 1))
+        state, _ = jitted().learn(state, batch_at(batches(12), update - 1), KEY)
         if update in (5, 10):
             held = bytes_of(state.params)
         else:
@@ -211,10 +215,10 @@ def test_measure_makes_the_same_state_as_learn_bit_for_bit():
     learned = measured = jitted().init(jax.random.key(0))
     for update in range(6):
         batch = batch_at(batches(6), update)
-        learned, loss = jitted().learn(learned, batch)
-        measured, values = jitted().measure(measured, batch)
+        learned, found = jitted().learn(learned, batch, KEY)
+        measured, again, _ = jitted().measure(measured, batch, KEY)
         assert bytes_of(learned) == bytes_of(measured)
-        assert float(values["loss"]) == float(loss)
+        assert bytes_of(found) == bytes_of(again)
 
 
 def test_what_measure_tells_equals_numpy_on_the_parameters_before_and_after():
@@ -226,7 +230,7 @@ def test_what_measure_tells_equals_numpy_on_the_parameters_before_and_after():
     layer = {"hidden/1/norm/offset": offset, "hidden/1/norm/scale": jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])}
     state = with_params(state, paths.replace(params, layer), state.target_params)
     batch = batch_at(batches(1, size=16), 0)
-    new, measured = jax.jit(agent.measure)(state, batch)
+    new, _, measured = jax.jit(agent.measure)(state, batch, KEY)
     before, after = double(state.params), double(new.params)
     found = forward(before, batch.s_tm1)
     wanted = {"mean_action_value": found.values.mean()}
@@ -242,7 +246,7 @@ def test_what_measure_tells_equals_numpy_on_the_parameters_before_and_after():
         for tau, name in ((0, "0"), (0.025, "0.025"), (0.1, "0.1")):
             wanted[f"dormant_fraction_{name}/{layer}"] = (score <= tau).mean()
     assert [wanted[f"dormant_fraction_{tau}/hidden/1"] for tau in ("0", "0.025")] == [0.4, 0.6]
-    assert measured.keys() == wanted.keys() | {"loss"}
+    assert measured.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-3, err_msg=name)
     for name in measured:
@@ -264,7 +268,7 @@ def test_the_optimizer_is_told_the_online_activations_of_s_tm1(function):
     state = agent.init(jax.random.key(0))
     state = with_params(state, perturbed(state.params, 1), perturbed(state.params, 2))
     batch = batch_at(batches(1), 0)
-    new, _ = jax.jit(getattr(agent, function))(state, batch)
+    new, *_ = jax.jit(getattr(agent, function))(state, batch, KEY)
     told = new.opt_state[0][1]
     assert told.keys() == {"hidden/0", "hidden/1"}
     expected = forward(double(state.params), batch.s_tm1).activations
@@ -280,7 +284,7 @@ def test_nap_holds_hidden_norms_over_50_updates_while_the_output_moves():
     def after_50(init, learn) -> tuple[dict[str, float], dict[str, float]]:
         start = state = init(jax.random.key(0))
         for update in range(50):
-            state, _ = learn(state, batch_at(stacked, update))
+            state, _ = learn(state, batch_at(stacked, update), KEY)
         return norms(start.params), norms(state.params)
 
     stacked = batches(50)
@@ -299,15 +303,17 @@ def test_nap_holds_hidden_norms_over_50_updates_while_the_output_moves():
 
 def test_in_a_scan_and_with_seeds_side_by_side_it_does_what_it_does_alone():
     stacked, keys = batches(6), jax.random.split(jax.random.key(7), 3)
-    train = jax.vmap(lambda key: jax.lax.scan(nap_agent().learn, nap_agent().init(key), stacked))
-    states, losses = jax.jit(train)(keys)
+    agent = nap_agent()
+    train = jax.vmap(lambda key: jax.lax.scan(lambda s, batch: agent.learn(s, batch, KEY), agent.init(key), stacked))
+    states, found = jax.jit(train)(keys)
     radii = []
     for seed in range(3):
         state = jitted().init(keys[seed])
         radii.append(norms(state.params)[HIDDEN[0]])
         for update in range(6):
-            state, loss = jitted().learn(state, batch_at(stacked, update))
-            np.testing.assert_allclose(losses[seed, update], loss, rtol=1e-4)
+            state, learned = jitted().learn(state, batch_at(stacked, update), KEY)
+            np.testing.assert_allclose(found.loss[seed, update], learned.loss, rtol=1e-4)
+            np.testing.assert_allclose(found.priorities[seed, update], learned.priorities, rtol=1e-3, atol=1e-5)
         ours = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), ours, state)
         np.testing.assert_allclose(norms(ours.params)[HIDDEN[0]], radii[seed], rtol=1e-6)

@@ -160,7 +160,7 @@ def test_the_number_of_updates(steps, update_period, learning_starts, updates):
 
 
 def test_replay_holds_what_happened():
-    state, _, environments = played(80, schedule())
+    state, _, environments = played(80, schedule(epsilon=lambda steps: 0.5))
     stored, count = state.replay.experience, 40
     assert int(state.replay.current_index) == count
     actions = np.stack(environments.actions)  # [time, env]
@@ -188,7 +188,7 @@ def test_the_learner_works_while_the_environments_step():
             environments.calls.append(self.name)
             return getattr(plain, self.name)(*arguments)
 
-    functions = Functions(plain.init, *map(Spied, ("act", "add", "learn", "measure")))
+    functions = plain._replace(**{name: Spied(name) for name in ("act", "add", "learn", "measure")})
     start = functions.init(jax.random.key(0))
     when = schedule(update_period=2, learning_starts=20, log_every=10)
     train(functions, when, start, environments, key=jax.random.key(1), seed=0, steps=30, hooks=Told().hooks())

@@ -11,10 +11,13 @@ import pytest
 import scipy.stats
 from gymnasium.vector import AutoresetMode
 
-from agents.replay import Step, Transition, make_replay, replay_bytes, transitions
+from agents.prioritized import make_prioritized_replay
+from agents.replay import Replay, Step, Transition, make_replay, replay_bytes, transitions
 
 GAMMA = 0.9
 SHAPE = (1, 2)  # two bytes: room for a frame's number, up to 65,535
+MAKERS = {"uniform": make_replay, "prioritized": functools.partial(make_prioritized_replay, uniform_probability=0.1)}
+KINDS = pytest.mark.parametrize("kind", MAKERS)
 
 
 class Episode(NamedTuple):
@@ -241,14 +244,15 @@ def test_equals_the_oracle(stack, n_step, clip_reward):
         assert_same(at(made, i), oracle(*locate(episodes, i + stack), stack, n_step, clip_reward))
 
 
-@pytest.mark.parametrize("stack, n_step", [(4, 3), (4, 1), (2, 2)])
-def test_through_the_ring_over_several_wraps(stack, n_step):
+@KINDS
+@pytest.mark.parametrize("stack, n_step", [(4, 3), (4, 1), (2, 2), (1, 1)])
+def test_through_the_ring_over_several_wraps(stack, n_step, kind):
     """Whatever is sampled, at any fill and over four wraps, is a whole transition of steps that are still stored."""
     num_envs, time_length, total, batch_size = 3, 13, 60, 64
     rng = np.random.default_rng(stack)
     history = [random_history(rng, total, 1 + env * total) for env in range(num_envs)]
     streams = jax.tree.map(lambda *leaves: np.stack(leaves), *[steps_of(episodes) for episodes in history])
-    replay = make_replay(num_envs * time_length, num_envs, batch_size, stack, n_step, SHAPE)
+    replay = MAKERS[kind](num_envs * time_length, num_envs, batch_size, stack, n_step, SHAPE)
     state, key = replay.init(), jax.random.key(0)
     for time in range(total):
         state = replay.add(state, jax.tree.map(lambda leaf, time=time: leaf[:, time], streams))
@@ -258,7 +262,8 @@ def test_through_the_ring_over_several_wraps(stack, n_step):
         if not replay.can_sample(state):
             continue
         key, sample_key = jax.random.split(key)
-        sequence = replay.sample(state, sample_key)
+        sample = replay.sample(state, sample_key)
+        sequence = sample.steps
         numbers = np.array([numbers_in(frames) for frames in np.asarray(sequence.frame)])
         env, when = np.divmod(numbers - 1, total)
         assert (env == env[:, :1]).all()
@@ -269,6 +274,8 @@ def test_through_the_ring_over_several_wraps(stack, n_step):
         for i in range(batch_size):
             number = numbers[i, stack - 1]
             assert_same(at(made, i), oracle(*locate(history[env[i, 0]], number), stack, n_step, False))
+        priorities = rng.choice([0.0, 1e-6, 1.0, 50.0], batch_size)
+        state = replay.update(state, sample.index, jnp.asarray(priorities, jnp.float32))
 
 
 # --- The ring --------------------------------------------------------------------------------------------------------
@@ -285,18 +292,25 @@ def counting_step(time: int, num_envs: int) -> Step:
     )
 
 
-def filled(replay, num_envs: int, steps: int):
+def filled(replay: Replay, num_envs: int, steps: int):
     state = replay.init()
     for time in range(steps):
         state = replay.add(state, counting_step(time, num_envs))
     return state
 
 
+def ring_of(state):
+    return getattr(state, "ring", state)
+
+
+@KINDS
 @pytest.mark.parametrize("steps", [5, 8, 12, 17, 24, 31])  # the least, half full, just full, and three places of a wrap
-def test_sampling_is_uniform_over_every_start(steps):
+def test_sampling_is_uniform_over_every_start(steps, kind):
+    """By priority too, as long as all transitions are new."""
     num_envs, time_length, length = 2, 12, 5
-    replay = make_replay(num_envs * time_length, num_envs, batch_size=4096, stack=4, n_step=1, frame_shape=SHAPE)
-    sequence = replay.sample(filled(replay, num_envs, steps), jax.random.key(steps))
+    replay = MAKERS[kind](num_envs * time_length, num_envs, batch_size=4096, stack=4, n_step=1, frame_shape=SHAPE)
+    sequence, _, rarity = replay.sample(filled(replay, num_envs, steps), jax.random.key(steps))
+    np.testing.assert_allclose(rarity, 1, rtol=1e-6)
     oldest, starts = max(steps - time_length, 0), min(steps, time_length) - length + 1
     cell = np.asarray(sequence.reward[:, 0], int) * starts + np.asarray(sequence.action[:, 0]) - oldest
     counts = np.bincount(cell, minlength=num_envs * starts)
@@ -304,31 +318,37 @@ def test_sampling_is_uniform_over_every_start(steps):
     assert scipy.stats.chisquare(counts).pvalue > 1e-4  # a fixed key: this does not flicker
 
 
-def test_rows_that_were_never_written_are_not_sampled():
+@KINDS
+def test_rows_that_were_never_written_are_not_sampled(kind):
     """flashbax does not initialise its rows: here they hold a mark that no sample may show."""
-    replay = make_replay(200, 2, batch_size=512, n_step=1, frame_shape=SHAPE)
+    replay = MAKERS[kind](200, 2, batch_size=512, n_step=1, frame_shape=SHAPE)
+    state = replay.init()
     marked = jax.tree.map(
-        lambda leaf: jnp.full_like(leaf, True if leaf.dtype == bool else 99), replay.init().experience
+        lambda leaf: jnp.full_like(leaf, True if leaf.dtype == bool else 99), ring_of(state).experience
     )
-    state = replay.init().replace(experience=marked)
+    ring = ring_of(state).replace(experience=marked)
+    state = state._replace(ring=ring) if kind == "prioritized" else ring
     for time in range(7):
         state = replay.add(state, counting_step(time, 2))
         if replay.can_sample(state):
-            assert replay.sample(state, jax.random.key(time)).action.max() <= time
+            assert replay.sample(state, jax.random.key(time)).steps.action.max() <= time
 
 
-def test_the_key_decides_what_is_sampled():
-    replay = make_replay(40, 2, batch_size=8, n_step=1, frame_shape=SHAPE)
+@KINDS
+def test_the_key_decides_what_is_sampled(kind):
+    replay = MAKERS[kind](40, 2, batch_size=8, n_step=1, frame_shape=SHAPE)
     state = filled(replay, 2, 20)
-    one, same, other = (replay.sample(state, jax.random.key(seed)).action for seed in (0, 0, 1))
+    one, same, other = (replay.sample(state, jax.random.key(seed)).steps.action for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 
 
-def test_capacity_is_rounded_down_to_whole_rows():
-    assert make_replay(103, 4, 8, frame_shape=SHAPE).capacity == 100
+@KINDS
+def test_capacity_is_rounded_down_to_whole_rows(kind):
+    assert MAKERS[kind](103, 4, 8, frame_shape=SHAPE).capacity == 100
 
 
+@KINDS
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -343,12 +363,13 @@ def test_capacity_is_rounded_down_to_whole_rows():
         ({"n_step": 0}, "n_step is 0"),
     ],
 )
-def test_sizes_that_cannot_work_are_refused(arguments, message):
+def test_sizes_that_cannot_work_are_refused(arguments, message, kind):
     with pytest.raises(ValueError, match=message) as error:
-        make_replay(**{"capacity": 1000, "num_envs": 8, "batch_size": 32, "n_step": 3} | arguments)
+        MAKERS[kind](**{"capacity": 1000, "num_envs": 8, "batch_size": 32, "n_step": 3} | arguments)
     assert "\n" not in str(error.value)
 
 
+@KINDS
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -357,8 +378,8 @@ def test_sizes_that_cannot_work_are_refused(arguments, message):
         ({"first": np.zeros(1, bool)}, r"first is bool \[1\], must be bool \[2\]"),
     ],
 )
-def test_a_step_of_another_shape_or_type_is_refused(wrong, message):
-    replay = make_replay(40, 2, 8, frame_shape=SHAPE)
+def test_a_step_of_another_shape_or_type_is_refused(wrong, message, kind):
+    replay = MAKERS[kind](40, 2, 8, frame_shape=SHAPE)
     with pytest.raises(ValueError, match=message):
         replay.add(replay.init(), counting_step(0, 2)._replace(**wrong))
 
@@ -372,17 +393,19 @@ def test_bytes_are_those_of_the_state(frame_shape):
     assert replay_bytes(1_000_000) == 7_069_000_000
 
 
-def test_add_takes_over_the_memory_of_its_state():
-    replay = make_replay(40, 2, 8, frame_shape=SHAPE)
-    state = replay.init()
-    address = state.experience.frame.unsafe_buffer_pointer()
+@KINDS
+def test_add_takes_over_the_memory_of_its_state(kind):
+    replay = MAKERS[kind](40, 2, 8, frame_shape=SHAPE)
+    before = ring_of(state := replay.init()).experience.frame
+    address = before.unsafe_buffer_pointer()
     after = replay.add(state, counting_step(0, 2))
-    assert state.experience.frame.is_deleted()
-    assert after.experience.frame.unsafe_buffer_pointer() == address
+    assert before.is_deleted()
+    assert ring_of(after).experience.frame.unsafe_buffer_pointer() == address
 
 
-def test_one_compilation_serves_new_and_restored_states():
-    replay = make_replay(40, 2, 8, frame_shape=SHAPE)
+@KINDS
+def test_one_compilation_serves_new_and_restored_states(kind):
+    replay = MAKERS[kind](40, 2, 8, frame_shape=SHAPE)
     state = filled(replay, 2, 7)
     saved = jax.tree.map(np.asarray, state)
     restored = jax.tree.unflatten(jax.tree.structure(state), jax.tree.map(jnp.array, jax.tree.leaves(saved)))
@@ -392,15 +415,17 @@ def test_one_compilation_serves_new_and_restored_states():
     assert replay.add._cache_size() == 1
 
 
-def test_the_same_inside_scan_as_from_python():
-    replay = make_replay(20, 2, 8, n_step=3, frame_shape=SHAPE)
+@KINDS
+def test_the_same_inside_scan_as_from_python(kind):
+    replay = MAKERS[kind](20, 2, 8, n_step=3, frame_shape=SHAPE)
     steps = jax.tree.map(lambda *leaves: np.stack(leaves), *[counting_step(time, 2) for time in range(30)])
     keys = jax.random.split(jax.random.key(0), 30)
 
     def body(state, step_and_key):
         step, key = step_and_key
         state = replay.add(state, step)
-        return state, batched(4, 3)(replay.sample(state, key))
+        sample = replay.sample(state, key)
+        return replay.update(state, sample.index, 1 + sample.steps.reward[:, 3]), batched(4, 3)(sample.steps)
 
     with warnings.catch_warnings(action="error"):  # among them: "some donated buffers were not usable"
         scanned_state, scanned = jax.jit(functools.partial(jax.lax.scan, body), donate_argnums=0)(
@@ -447,7 +472,7 @@ def test_stacks_equal_those_of_ale():
         state = replay.add(state, Step(frame, label, reward.astype(np.float32), discount, first))
         first = ~observation[:, :-1].any(axis=(1, 2, 3))  # only a reset leaves a single frame
     env.close()
-    made = batched(4, 3)(replay.sample(state, jax.random.key(0)))
+    made = batched(4, 3)(replay.sample(state, jax.random.key(0)).steps)
     when, which = np.divmod(np.asarray(made.a_tm1), num_envs)
     observations = np.stack(observations)
     np.testing.assert_array_equal(made.s_tm1, observations[when, which])
