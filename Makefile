@@ -9,7 +9,7 @@ ready_to_run := $(VENV)/.ready-to-run-$(notdir $(PYTHON))
 ready_to_test := $(VENV)/.ready-to-test-$(notdir $(PYTHON))
 demo := $(run) -m experiments atari --preset demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test soak lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(ready_to_run)  ## DQN on Pong with and without NaP, then a report
@@ -19,6 +19,9 @@ demo: $(ready_to_run)  ## DQN on Pong with and without NaP, then a report
 
 test: $(ready_to_test)  ## the whole test suite
 	$(run) -m pytest -n 2 $(PYTEST_ARGS)
+
+soak: $(ready_to_test)  ## a run that is killed twenty times; minutes
+	$(run) -m pytest -m soak
 
 lint: $(ready_to_test)  ## style and types
 	$(run) -m ruff check .

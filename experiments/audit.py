@@ -6,7 +6,7 @@ For a network of your own, call `nap.audit(apply_fn, params, inputs)`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from experiments import harness
 from nap.layers import Norm, NormAxes
@@ -17,8 +17,9 @@ from nap.projection import Affine
 class Options:
     """The network, and what would be done to it."""
 
-    network: Literal["nature", "mlp"] = "nature"
-    """nature: the convolutional network for Atari; mlp: two hidden layers."""
+    network: Literal["nature", "impala", "rainbow", "mlp"] = "nature"
+    """nature: DQN's convolutional network; impala: with IMPALA's residual torso; rainbow: dueling streams of noisy
+    layers, with the noise on; mlp: two hidden layers."""
     norm: Norm = "layer"
     """Normalization before every nonlinearity."""
     norm_axes: NormAxes = "channels"
@@ -33,22 +34,26 @@ def main(argv: list[str]) -> int:
 
 
 def _main(argv: list[str]) -> None:
-    import tyro
-
-    options = tyro.cli(Options, args=argv, prog="python -m experiments audit", description=__doc__)
+    options = harness.parse_options(Options, argv, name="audit", description=__doc__)
     import jax
     import jax.numpy as jnp
 
     import nap
-    from nap.networks import MLP, NatureCNN, as_functions
+    from nap.networks import MLP, QNetwork, as_functions
 
     harness.enable_compilation_cache()
     key = jax.random.key(0)
-    if options.network == "nature":
-        network = as_functions(lambda rngs: NatureCNN(6, norm=options.norm, norm_axes=options.norm_axes, rngs=rngs))
-        inputs = jax.random.randint(key, (8, 4, 84, 84), 0, 256).astype(jnp.uint8)
-    else:
+    if options.network == "mlp":
         network = as_functions(lambda rngs: MLP(16, [64, 64], 4, norm=options.norm, rngs=rngs))
-        inputs = jax.random.normal(key, (64, 16))
+        inputs = (jax.random.normal(key, (64, 16)),)
+    else:
+        special: dict[str, Any] = {
+            "impala": {"torso": "impala"}, "rainbow": {"atoms": 51, "dueling": True, "noisy": True},
+        }.get(options.network, {})  # fmt: skip
+        special |= {"norm": options.norm, "norm_axes": options.norm_axes}
+        network = as_functions(lambda rngs: QNetwork(6, **special, rngs=rngs))
+        inputs = (jax.random.randint(key, (8, 4, 84, 84), 0, 256).astype(jnp.uint8),)
+    if network.draws:
+        inputs += (key,)
     params = jax.jit(network.init)(key)
-    print(nap.audit(network.apply, params, inputs, affine=options.affine))
+    print(nap.audit(network.apply, params, *inputs, affine=options.affine))

@@ -23,11 +23,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Prints a table; returns the exit code."""
-    import tyro
-
-    return harness.exit_code_of(
-        lambda: run(tyro.cli(Options, args=argv, prog="python -m experiments datasets", description=__doc__))
-    )
+    return harness.exit_code_of(lambda: run(harness.parse_options(Options, argv, name="datasets", description=__doc__)))
 
 
 def run(options: Options) -> None:

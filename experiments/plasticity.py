@@ -28,6 +28,7 @@ from experiments import harness
 from experiments.harness.grid import cells
 from experiments.harness.learner import Learner, make_learner
 from experiments.harness.methods import (
+    MATCHING,
     NapConfig,
     OptimizerConfig,
     adapt_network,
@@ -143,6 +144,11 @@ def resolve(config: Config) -> Config:
     for name in ("hidden", "channels"):
         if not values[name] or min(values[name]) < 1:
             raise harness.UserError(f"--{name} {' '.join(map(str, values[name]))}: widths of 1 or more, at least one")
+    if config.optimizer.schedule in MATCHING:
+        raise harness.UserError(
+            f"--schedule {config.optimizer.schedule}: it is for atari; python -m experiments schedule-matching does it "
+            "for a stream of tasks"
+        )
     if config.nap.project_every < 1:
         raise harness.UserError(f"--project-every {config.nap.project_every}: it must be at least 1")
     data = (config.data or default_name()) if STREAMS[config.stream].needs_data else ""

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+from experiments import harness
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -20,15 +22,15 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the report and prints its path."""
+    """Writes the report and prints its path; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> None:
     import tyro
 
-    options = tyro.cli(
-        Annotated[Options, tyro.conf.PositionalRequiredArgs],
-        args=argv,
-        prog="python -m experiments report",
-        description=__doc__,
-    )
+    positional = Annotated[Options, tyro.conf.PositionalRequiredArgs]
+    options = harness.parse_options(positional, argv, name="report", description=__doc__)
     # matplotlib and polars: not for --help
     from experiments.harness.report import write_figure, write_figures, write_report
 
@@ -38,4 +40,3 @@ def main(argv: list[str]) -> int:
     if options.figures is not None:
         for path in write_figures(options.runs, options.figures):
             print(path)
-    return 0

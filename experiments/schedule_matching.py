@@ -34,6 +34,7 @@ from envs.datasets import load
 from envs.streams import Protocol, Stream, make_stream
 from experiments import harness
 from experiments.harness.learner import LearnerState, make_learner
+from experiments.harness.methods import ORDERS
 from experiments.harness.seeds import Seeds, use_all_cores
 from nap.networks import MLP, Network, as_functions
 from nap.tables import format_table
@@ -45,7 +46,6 @@ Trace = dict[str, np.ndarray]
 FREE, CONSTANT, MATCHED, GLOBALLY_MATCHED = "layernorm", "nap", "nap+matching", "nap+global-matching"
 METHODS = (FREE, CONSTANT, MATCHED, GLOBALLY_MATCHED)
 RATES = {"sgd": 0.2, "momentum": 0.02, "adam": 3e-3}
-ORDERS = {"sgd": 2, "momentum": 2, "adam": 1}
 ONLINE = ("online_loss", "online_accuracy")
 MEASURED = ("weight_norm/", "elr/")
 

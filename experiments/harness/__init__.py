@@ -1,7 +1,14 @@
 """What every experiment shares: run folders, records, checkpoints, progress, the command line, the report."""
 
 from experiments.harness.catalogue import dispatch
-from experiments.harness.command_line import RunOptions, exit_code_of, parse_command, print_error, run_command
+from experiments.harness.command_line import (
+    RunOptions,
+    exit_code_of,
+    parse_command,
+    parse_options,
+    print_error,
+    run_command,
+)
 from experiments.harness.compilation import enable_compilation_cache
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
 from experiments.harness.identity import config_hash
@@ -21,6 +28,7 @@ __all__ = [
     "exit_code_of",
     "open_run",
     "parse_command",
+    "parse_options",
     "print_error",
     "run_command",
     "unknown",

@@ -43,7 +43,8 @@ def run_command(
         argv: the arguments after the experiment's name.
         name: the experiment's name.
         description: shown by `--help`: the experiment's docstring.
-        presets: configurations by name, for `--preset`; other options then change single fields.
+        presets: configurations by name, for `--preset`; other options then change single fields. Where no preset is
+            named, they change the one called "default", if there is one.
 
     Returns:
         The exit code: 0; 1 where the run stopped (NaN, full disk); 2 for bad input; 130 or 143 after a signal.
@@ -93,14 +94,39 @@ def parse_command(
         ],
         frozen=True,
     )
-    default = command_type(presets[preset] if preset is not None else config_type(), RunOptions(), None)
+    start = presets[preset] if preset is not None else presets.get("default", config_type())
+    default = command_type(start, RunOptions(), None)
+    command = parse_options(command_type, argv, name=name, description=description, default=default)
+    if command.options.seeds < 1:
+        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
+    return command.config, command.options
+
+
+def parse_options(
+    options_type: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None
+) -> Any:
+    """What a command line means, as an instance of a dataclass.
+
+    Args:
+        options_type: the dataclass, or it annotated for tyro.
+        argv: the arguments after the command's name.
+        name: the command's name.
+        description: shown by `--help`.
+        default: an instance with the defaults, for a dataclass without its own.
+
+    Raises:
+        UserError: an argument does not parse.
+        SystemExit: 0 after `--help`.
+    """
+    import tyro  # here, so that listing the experiments does not pay for it
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command = tyro.cli(
-                command_type,
+            return tyro.cli(
+                options_type,
                 args=list(argv),
-                default=default,
+                default=tyro.MISSING_NONPROP if default is None else default,
                 prog=f"python -m experiments {name}",
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
@@ -109,9 +135,6 @@ def parse_command(
         if not end.code:
             raise
         raise UserError(_out_of_the_box(said.getvalue())) from None
-    if command.options.seeds < 1:
-        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
-    return command.config, command.options
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:

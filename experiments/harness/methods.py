@@ -7,6 +7,7 @@ A method is a network (`none`, `layernorm`, `rmsnorm`, `nap`), an activation, an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import optax
@@ -16,7 +17,7 @@ from experiments.harness import rivals
 from experiments.harness.errors import UserError, unknown
 from experiments.harness.rivals import Context, RivalsConfig, Setting
 from nap import interventions
-from nap.activations import ActivationName
+from nap.activations import ActivationName, features_per_unit
 from nap.layers import Norm
 from nap.networks import Network
 from nap.projection import Affine
@@ -35,8 +36,10 @@ class OptimizerConfig:
     """adam; rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes from its peak to `lr_end` over the run's updates."""
+    schedule: Literal["constant", "linear", "cosine", "matching", "global-matching"] = "constant"
+    """How the learning rate goes from its peak to `lr_end` over the run's updates. Or, for nap on Atari, as the growing
+    norms of the same run with layernorm imply, which is made first: each hidden layer's rate by its own norm (matching)
+    or all by the geometric mean (global-matching)."""
     lr_end: float = 0.01
     """Where the linear and the cosine schedule end, as a fraction of the peak."""
     optimizer_epsilon: float = 1.5e-4
@@ -47,6 +50,12 @@ class OptimizerConfig:
     """Decay of Adam's second moment."""
     clip: float = 10.0
     """Largest global norm of the gradient; 0 for no clipping."""
+
+
+MATCHING = ("matching", "global-matching")
+"""The schedules that follow the norms of another run."""
+ORDERS = {"adam": 1, "rmsprop": 1, "momentum": 2, "sgd": 2}
+"""`optimizer_order` of `nap.matching_schedule`, for each optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +109,7 @@ def method_names() -> list[str]:
 
 
 def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
-    """The learning rate at each update of a run of `updates` updates."""
+    """The learning rate at each update of a run of `updates` updates; without the multipliers of a matching one."""
     if config.schedule == "linear":
         return optax.linear_schedule(config.lr, config.lr * config.lr_end, updates)
     if config.schedule == "cosine":
@@ -118,31 +127,47 @@ def norm_of(method: Method, config: NapConfig) -> Norm:
 def adapt_network(method: Method, network: Network) -> Network:
     """The network as the method trains it: with a second head for plasticity injection, otherwise as it is.
 
-    The head is the last hidden layer and the output.
+    The head is the last hidden layer and the output, or both of each in a dueling network.
     """
     if "plasticity-injection" not in method.interventions:
         return network
-    last = list(network.readers)[-1]
-    return interventions.with_injection(network, [f"{last}/*", *(f"{reader}/*" for reader in network.readers[last])])
+    return interventions.with_injection(network, [f"{layer}/*" for layer in rivals.last_layers(network)])
 
 
 def make_optimizer(
-    method: Method, config: OptimizerConfig, nap_config: NapConfig, rivals_config: RivalsConfig, setting: Setting
+    method: Method,
+    config: OptimizerConfig,
+    nap_config: NapConfig,
+    rivals_config: RivalsConfig,
+    setting: Setting,
+    multipliers: Mapping[str, optax.Schedule] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The complete optimizer of a method.
 
     In this order: regularizers on the gradient, clipping, the optimizer, interventions, and projection if the method
     has it.
 
+    Args:
+      method: the parts of its name.
+      config: of the optimizer.
+      nap_config: of the projection.
+      rivals_config: of the interventions.
+      setting: the run.
+      multipliers: of the learning rate, for the parameters that have a schedule of their own, by path.
+
     Raises:
       UserError: an intervention that comes once a task in a run without tasks, or a strength that makes no sense.
     """
-    context = Context(rivals_config, setting, learning_rate(config, setting.updates))
+    assert multipliers or config.schedule not in MATCHING, "a matching schedule is in its multipliers"
+    rate = learning_rate(config, setting.updates)
+    context = Context(rivals_config, setting, rate, features_per_unit(method.activation))
     chosen = method.interventions
     try:
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
         clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
         optimizer = _step(method, config, context)
+        if multipliers:
+            optimizer = optax.chain(optimizer, nap.scale_by_schedules(multipliers))
         for name, wrap in rivals.WRAPPERS.items():
             if name in chosen:
                 optimizer = wrap(optimizer, context)

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+import nap
 from nap import interventions
 from nap.networks import Network
 
 
 @dataclasses.dataclass(frozen=True)
 class RivalsConfig:
-    """Strengths of the interventions, each read by the one it is named after. Defaults are published ones."""
+    """Strengths of the interventions, each read by the one it is named after. Defaults are published ones where there
+    are any."""
 
     every: int = 0
     """Updates between the interventions that come once a task (reset-*, hard-shrink-and-perturb, hare-and-tortoise,
@@ -95,11 +97,13 @@ class Context(NamedTuple):
         config: the strengths.
         setting: the run.
         rate: the learning rate at each update.
+        features: features of a unit: 2 with crelu and fourier.
     """
 
     config: RivalsConfig
     setting: Setting
     rate: optax.Schedule
+    features: int = 1
 
     @property
     def every(self) -> int:
@@ -118,9 +122,10 @@ class Context(NamedTuple):
         network = self.setting.network
         return {"readers": network.readers, "init": network.init, "key": self.key(name)}
 
-    def resetting(self, name: str, layers: list[str]) -> dict[str, Any]:
-        """What every reset of whole layers takes."""
-        return {"layers": layers, "every": self.every, "init": self.setting.network.init, "key": self.key(name)}
+    def resetting(self, name: str, layers: list[str] | None = None) -> dict[str, Any]:
+        """What every reset of layers takes; None: of all."""
+        patterns = ["*"] if layers is None else [f"{layer}/*" for layer in layers]
+        return {"layers": patterns, "every": self.every, "init": self.setting.network.init, "key": self.key(name)}
 
 
 Build = Callable[[Context], optax.GradientTransformation]
@@ -150,14 +155,22 @@ WRAPPERS: dict[str, Wrap] = {
         **c.recycling("redo"),
     ),
     "continual-backprop": lambda inner, c: interventions.continual_backprop(
-        inner, rate=c.config.replacement_rate, maturity=c.config.maturity, **c.recycling("continual-backprop")
+        inner,
+        rate=c.config.replacement_rate,
+        maturity=c.config.maturity,
+        features=c.features,
+        **c.recycling("continual-backprop"),
     ),
     "self-normalized-resets": lambda inner, c: interventions.self_normalized_resets(
         inner, percentile=c.config.snr_percentile, **c.recycling("self-normalized-resets")
     ),
-    "reset-head": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-head", ["output/*"])),
-    "reset-layers": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-layers", _last_layers(c))),
-    "reset-network": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-network", ["*"])),
+    "reset-head": lambda inner, c: interventions.reset_layers(
+        inner, **c.resetting("reset-head", output_layers(c.setting.network))
+    ),
+    "reset-layers": lambda inner, c: interventions.reset_layers(
+        inner, **c.resetting("reset-layers", last_layers(c.setting.network))
+    ),
+    "reset-network": lambda inner, c: interventions.reset_layers(inner, **c.resetting("reset-network")),
     "reset-optimizer": lambda inner, c: interventions.reset_optimizer_state(inner, every=c.every),
     "dash": lambda inner, c: interventions.dash(
         inner, every=c.every, alpha=c.config.dash_alpha, shrink=c.config.dash_shrink, window=c.config.dash_window
@@ -198,6 +211,13 @@ def names() -> list[str]:
     return [*REGULARIZERS, *OF_THE_STEP, *WRAPPERS, *AFTER]
 
 
-def _last_layers(context: Context) -> list[str]:
-    """The last hidden layer and the output."""
-    return [f"{list(context.setting.network.readers)[-1]}/*", "output/*"]
+def output_layers(network: Network) -> list[str]:
+    """The output layer, or those of a dueling network."""
+    roles = nap.roles(jax.eval_shape(network.init, jax.random.key(0)))
+    return list(dict.fromkeys(path.rpartition("/")[0] for path in roles.paths(nap.Role.OUTPUT)))
+
+
+def last_layers(network: Network) -> list[str]:
+    """The last hidden layers and the output layers."""
+    outputs = output_layers(network)
+    return [layer for layer, readers in network.readers.items() if set(readers) <= set(outputs)] + outputs

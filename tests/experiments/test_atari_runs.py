@@ -6,74 +6,32 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from atari_command import bits, command_line, final_state, finish, folder_of, records, start
 
-from experiments import atari, harness
+from experiments import atari
 from experiments.harness.catalogue import dispatch
-from experiments.harness.checkpoint import Checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = [f"weight_norm/{layer}" for layer in ("torso/0", "torso/1", "torso/2", "hidden")]
 # Two iterations of 160 agent steps, more than the replay holds.
 OPTIONS = {
-    "game": "pong", "frames": 1280, "iteration-frames": 640, "min-replay-frames": 256, "replay-capacity": 300,
-    "num-envs": 2, "evaluation-episodes": 2, "batch-size": 8, "update-period": 4, "n-step": 3, "target-period": 16,
-    "log-every": 8, "exploration-frames": 1000, "lr": 1e-3,
+    "game": "pong", "frames": 1280, "iteration_frames": 640, "min_replay_frames": 256, "replay_capacity": 300,
+    "num_envs": 2, "evaluation_episodes": 2, "batch_size": 8, "update_period": 4, "n_step": 3, "target_period": 16,
+    "log_every": 8, "exploration_frames": 1000, "lr": 1e-3,
 }  # fmt: skip
 RECORDS = [4, 6]  # of each iteration: at updates 1, 8, 16 / 24, ..., 56, and one of the evaluation
 
 
 def arguments(out: Path, **changes) -> list[str]:
-    changes = {name.replace("_", "-"): value for name, value in changes.items()}
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    return ["atari", *options, "--out", str(out)]
-
-
-def start(argv: list[str]) -> subprocess.Popen:
-    # One device, as users have, not the tests' eight.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "experiments", *argv]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(argv: list[str]) -> None:
-    process = start(argv)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
-
-def folder_of(out: Path) -> Path:
-    (folder,) = (out / "atari").iterdir()
-    return folder
+    return command_line(OPTIONS | changes, out)
 
 
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def records(folder: Path, phase: str = "train") -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["phase"] == phase]
-
-
-def final_arrays(folder: Path) -> list[tuple]:
-    """Path, dtype and bytes of everything in the last checkpoint."""
-    about = json.loads((folder / "config.json").read_text())
-    config, _ = harness.parse_command(atari.Config, arguments(folder)[1:], name="atari", description=None)
-    functions = atari.build(config, num_actions=6)
-    shapes = jax.eval_shape(functions.init, jax.random.key(0))._replace(agent_steps=np.zeros([], np.int64))
-    identity = {name: about[name] for name in ("experiment", "config")}
-    saved = Checkpoints(folder / "checkpoints", identity).restore((shapes, np.zeros([])), lambda _: None)
-    assert saved.iteration == 2
-    leaves = jax.tree_util.tree_leaves_with_path(saved.state)
-    return [(jax.tree_util.keystr(path), np.asarray(leaf).dtype, np.asarray(leaf).tobytes()) for path, leaf in leaves]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +72,9 @@ def test_killed_at_random_moments_and_resumed_it_equals_the_uninterrupted_run(wh
     finish(arguments(tmp_path))
     for name in ("metrics.jsonl", "summary.json"):
         assert (metrics.parent / name).read_bytes() == (wanted / name).read_bytes(), name
-    ours, theirs = final_arrays(metrics.parent), final_arrays(wanted)
+    ours, theirs = (
+        bits(final_state(folder, arguments(tmp_path), 6, (4, 84, 84))) for folder in (metrics.parent, wanted)
+    )
     assert [path for path, *rest in ours if (path, *rest) not in theirs] == []
     assert len(ours) == len(theirs) > 20
 

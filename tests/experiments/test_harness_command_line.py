@@ -43,6 +43,14 @@ def test_a_preset_gives_defaults_that_other_options_change():
     assert run("--preset=long", "--iterations", "2")[1][0][0] == counter.Config(iterations=2)
 
 
+def test_without_a_preset_options_change_the_default_one():
+    presets = {"default": counter.Config(iterations=7), "long": counter.Config(iterations=60)}
+    options = {"name": "counter", "description": None, "presets": presets}
+    for argv, expected in (([], 7), (["--preset", "long"], 60)):
+        config, _ = harness.parse_command(counter.Config, [*argv, "--rows", "3"], **options)
+        assert config == counter.Config(iterations=expected, rows=3)
+
+
 def test_seeds_count_up_from_seed():
     assert [config.seed for config, _ in run("--seed", "4", "--seeds", "3")[1]] == [4, 5, 6]
 

@@ -1,0 +1,290 @@
+"""The DQN family on Atari games, with and without Normalize-and-Project.
+
+Trains an agent, evaluates it after every iteration, and logs what the question is about: the norm of every layer's
+weights and how far an update turns them (the effective learning rate). The frames counted are the emulator's, 4 for an
+agent step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import optax
+
+from agents.dqn import Agent
+from agents.evaluation import evaluate
+from agents.family import assemble, make_network, make_replay_for
+from agents.loops import Functions, Hooks, Log, Schedule, make_functions, train
+from agents.replay import transitions
+from envs.atari import AtariEnvs
+from envs.games import GAMES, GameEnvs
+from envs.scores import games_in, human_normalised
+from experiments import harness
+from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
+from experiments.atari.matching import Multipliers, free_of, layer_of, multipliers_of
+from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.methods import (
+    MATCHING,
+    adapt_network,
+    learning_rate,
+    make_optimizer,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import Setting
+from nap.networks import Network
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit code."""
+    return harness.run_command(run, Config, argv, name="atari", description=__doc__, presets=PRESETS)
+
+
+def run(config: Config, options: harness.RunOptions) -> list[Path]:
+    """One run, from its beginning or from where it was left; or one for each of several games.
+
+    A run with a matching schedule begins with the one that it follows, which `options.fresh` does not start over.
+
+    Returns:
+        The folder of each game's run.
+    """
+    return [_run_one(one, options) for one in by_game(config)]
+
+
+def by_game(config: Config) -> list[Config]:
+    """The resolved configuration of each game.
+
+    Raises:
+        harness.UserError: see `resolve`; or there is no such list of games.
+    """
+    try:
+        games = games_in(config.games) if config.games else (config.game,)
+    except ValueError as error:
+        raise harness.UserError(f"--games: {error}") from None
+    return [resolve(dataclasses.replace(config, game=game, games="")) for game in games]
+
+
+def network_of(config: Config, num_actions: int, observation: tuple[int, int, int]) -> Network:
+    """The agent's network, as its method trains it."""
+    method = parse_method(config.method)
+    network = make_network(
+        config.ingredients,
+        num_actions,
+        observation=observation,
+        torso="flat" if config.game in GAMES else config.torso,
+        norm=norm_of(method, config.nap),
+        norm_axes=config.norm_axes,
+        activation=method.activation,
+        dtype=config.dtype,
+    )
+    return adapt_network(method, network)
+
+
+def make_learner(
+    config: Config,
+    num_actions: int,
+    observation: tuple[int, int, int],
+    network: Network | None = None,
+    multipliers: Multipliers | None = None,
+) -> Agent:
+    """The agent, with its own network or another one; a matching schedule needs its multipliers."""
+    method = parse_method(config.method)
+    network = network or network_of(config, num_actions, observation)
+    setting = Setting(network, jax.random.fold_in(jax.random.key(config.seed), 3), config.total_updates)
+    optimizer = make_optimizer(method, config.optimizer, config.nap, config.rivals, setting, multipliers)
+    return assemble(config.ingredients, network, optimizer, config.target_period)
+
+
+def build(
+    config: Config, num_actions: int, observation: tuple[int, int, int], multipliers: Multipliers | None = None
+) -> Functions:
+    """The agent and its replay, as jitted functions; a matching schedule needs its multipliers."""
+    ingredients = config.ingredients
+    replay = make_replay_for(
+        ingredients,
+        config.replay_capacity,
+        config.num_envs,
+        config.batch_size,
+        observation[1:],
+        priority_exponent=config.priority_exponent,
+        uniform_probability=config.uniform_probability,
+    )
+    one = functools.partial(transitions, stack=STACK, n_step=ingredients.n_step, gamma=config.gamma, clip_reward=True)
+    exponent = optax.linear_schedule(config.importance_exponent, 1.0, config.total_updates)
+    learner = make_learner(config, num_actions, observation, multipliers=multipliers)
+    return make_functions(learner, replay, one, exponent)
+
+
+def epsilon_at(config: Config, agent_steps: int) -> float:
+    """Exploration in training: linear from 1, beginning with the first update; 0 where noisy layers explore."""
+    if config.ingredients.noisy:
+        return 0.0
+    done = (FRAME_SKIP * agent_steps - config.min_replay_frames) / max(1, config.exploration_frames)
+    return 1 + (config.epsilon_end - 1) * min(1.0, max(0.0, done))
+
+
+def make_environments(config: Config) -> AtariEnvs | GameEnvs:
+    """The game, many times over."""
+    if config.game in GAMES:
+        return GameEnvs(
+            GAMES[config.game](), num_envs=config.num_envs, seed=config.seed, stack=STACK, frames_per_step=FRAME_SKIP
+        )
+    assert config.environment is not None, "resolve(config) fills it in"
+    return AtariEnvs(config.game, protocol=config.environment, num_envs=config.num_envs, seed=config.seed)
+
+
+def _run_one(config: Config, options: harness.RunOptions) -> Path:
+    harness.enable_compilation_cache()
+    schedule, free = config.optimizer.schedule, None
+    if schedule in MATCHING:
+        free = _run_one(free_of(config), dataclasses.replace(options, fresh=False))
+    method = config.method if schedule == "constant" else f"{config.method}-{schedule}"
+    with harness.open_run(
+        "atari",
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        label=f"{config.game}-{config.agent}-{method}-seed{config.seed}",
+        total=config.frames,
+    ) as opened:
+        if not opened.done:
+            _run(config, opened, free)
+        return opened.folder
+
+
+def _run(config: Config, opened: harness.Run, free: Path | None) -> None:
+    environments = make_environments(config)
+    with contextlib.closing(environments):
+        _train_and_evaluate(config, opened, environments, free)
+
+
+def _train_and_evaluate(
+    config: Config, opened: harness.Run, environments: AtariEnvs | GameEnvs, free: Path | None
+) -> None:
+    shape = environments.num_actions, environments.observation_shape
+    multipliers = multipliers_of(config, network_of(config, *shape), free) if free else {}
+    functions = build(config, *shape, multipliers)
+    key = jax.random.key(config.seed)
+    init_key, train_key, evaluation_key = jax.random.split(key, 3)
+    needed = bytes_of(jax.eval_shape(functions.init, init_key))
+    opened.progress.say(
+        require_memory("replay, network and optimizer", needed, jax.devices()[0], "take a smaller --replay-capacity")
+    )
+    # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
+    iteration, (state, last_return) = opened.restore((functions.init(init_key), np.asarray(np.nan)))
+    while iteration < config.iterations:
+        started, before = time.monotonic(), int(state.agent_steps)
+        state = train(
+            functions,
+            _schedule(config),
+            state,
+            environments,
+            key=train_key,
+            seed=_environment_seed(config, iteration, "train"),
+            steps=config.iteration_frames // FRAME_SKIP,
+            hooks=_hooks(config, opened, iteration, multipliers),
+        )
+        jax.block_until_ready(state.agent.params)
+        frames = FRAME_SKIP * int(state.agent_steps)
+        speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
+        opened.record_timing({"frames": frames, "frames_per_second": speed})
+        returns = evaluate(
+            functions,
+            state.agent.params,
+            environments,
+            epsilon=config.evaluation_epsilon,
+            key=jax.random.fold_in(evaluation_key, iteration),
+            seed=_environment_seed(config, iteration, "evaluation"),
+            episodes=0 if config.evaluation_frames else config.evaluation_episodes,
+            steps=config.evaluation_frames // FRAME_SKIP,
+            on_step=opened.check_interrupted,
+        )
+        last_return = np.asarray(np.mean(returns) if returns else np.nan)
+        iteration += 1
+        opened.record(
+            {
+                "phase": "eval",
+                "iteration": iteration,
+                "frames": frames,
+                "agent_steps": int(state.agent_steps),
+                "updates": int(state.agent.updates),
+                "eval/episodes": len(returns),
+                **_evaluation(config, last_return),
+            }
+        )
+        opened.save(iteration, (state, last_return))
+    opened.finish({"frames": config.frames, **_evaluation(config, last_return)})
+
+
+def _evaluation(config: Config, mean_return: np.ndarray) -> dict[str, float | None]:
+    score = float(mean_return)
+    if np.isnan(score):  # no episode was complete within the frames of an evaluation
+        return {"eval/return": None, "eval/human_normalised": None}
+    return {"eval/return": score, "eval/human_normalised": _human_normalised(config, score)}
+
+
+def _human_normalised(config: Config, score: float) -> float | None:
+    return None if config.game in GAMES else human_normalised(config.game, score)
+
+
+def _environment_seed(config: Config, iteration: int, purpose: Literal["train", "evaluation"]) -> int:
+    """Every iteration plays episodes of its own, and evaluation others than training."""
+    stream = {"train": 0, "evaluation": 1}[purpose]
+    return int(np.random.SeedSequence([config.seed, iteration, stream]).generate_state(1)[0])
+
+
+def _schedule(config: Config) -> Schedule:
+    return Schedule(
+        update_period=config.update_period,
+        learning_starts=config.min_replay_frames // FRAME_SKIP,
+        log_every=config.log_every,
+        epsilon=functools.partial(epsilon_at, config),
+    )
+
+
+def _hooks(config: Config, opened: harness.Run, iteration: int, multipliers: Multipliers) -> Hooks:
+    """What the loop tells goes to the run's records, its progress bar and its interrupt flag."""
+    written = learning_rate(config.optimizer, config.total_updates)
+    shown: dict[str, str] = {}
+
+    def on_step(agent_steps: int) -> None:
+        opened.check_interrupted()
+        opened.progress.update(frames=FRAME_SKIP * agent_steps, **shown)
+
+    def on_loss(updates: int, loss: float) -> None:
+        opened.check_finite("loss", loss, updates=updates)
+
+    def on_log(log: Log) -> None:
+        mean = float(np.mean(log.returns)) if log.returns else None
+        rate = np.asarray(written(log.updates - 1))
+        if mean is not None:
+            shown["return"] = f"{mean:.1f}"
+        opened.record(
+            {
+                "phase": "train",
+                "iteration": iteration + 1,
+                "frames": FRAME_SKIP * log.agent_steps,
+                "agent_steps": log.agent_steps,
+                "updates": log.updates,
+                "train/episodes": len(log.returns),
+                "train/return": mean,
+                "train/human_normalised": None if mean is None else _human_normalised(config, mean),
+                "loss": log.loss,
+                "epsilon": log.epsilon,
+                "learning_rate": rate,
+                **{
+                    f"learning_rate/{layer_of(path)}": rate * of_path(log.updates - 1)
+                    for path, of_path in multipliers.items()
+                },
+                **log.measured,
+            }
+        )
+
+    return Hooks(on_step, on_loss, on_log)

@@ -1,0 +1,251 @@
+"""What an Atari run is: its options, the published presets, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from agents.family import FAMILY, AgentName, Ingredients
+from envs.atari import PROTOCOLS, AtariProtocol, resolve_game
+from envs.games import GAMES
+from experiments import harness
+from experiments.harness.methods import MATCHING, NapConfig, OptimizerConfig, parse_method
+from experiments.harness.rivals import RivalsConfig
+from nap.layers import NormAxes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An Atari run. Frames are the emulator's: 4 for each agent step."""
+
+    game: str = "pong"
+    """Any of ale-py's games: pong, space_invaders, ...; or catch, a small one of ours for quick trials."""
+    games: str = ""
+    """Several games, one run after another, instead of one: names joined by commas, atari-10 or atari-57."""
+    method: str = "nap"
+    """none: the plain network; layernorm: a normalization before every nonlinearity; nap: that, and projection. With
+    interventions joined by +: nap+redo, layernorm+l2-init."""
+    agent: AgentName = "double-dqn"
+    """What learns. Each ingredient of it can be taken out:"""
+    no_distribution: bool = False
+    """Learn expected returns only, not their distribution (c51, qr-dqn, iqn, rainbow)."""
+    no_double: bool = False
+    """The target network chooses the bootstrap action (double-dqn, rainbow)."""
+    no_dueling: bool = False
+    """One stream, not two for value and advantages (rainbow)."""
+    no_noisy: bool = False
+    """Dense layers and epsilon-greedy exploration, not noisy layers (rainbow)."""
+    no_prioritized: bool = False
+    """Uniform replay (rainbow)."""
+    n_step: int = 0
+    """Rewards summed before bootstrapping; 0: the agent's own number, 3 for rainbow and 1 for the others."""
+    torso: Literal["nature", "impala"] = "nature"
+    """The convolutions: Mnih et al.'s three layers, or the residual network of IMPALA."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; its weights are float32."""
+    seed: int = 0
+    """Determines the run, together with the other options and the version of the code."""
+    frames: int = 10_000_000
+    """Training frames."""
+    iteration_frames: int = 100_000
+    """Training frames between evaluations; a checkpoint is saved there, and new episodes begin."""
+    evaluation_episodes: int = 8
+    """Episodes of each evaluation, with learning and noise off; rounded up to a multiple of the environments."""
+    evaluation_frames: int = 0
+    """Frames of each evaluation, whose complete episodes count, instead of a number of episodes (DQN Zoo: 500,000)."""
+    protocol: Literal["machado", "dqn-zoo"] = "machado"
+    """machado: sticky actions, no life-loss signal. dqn-zoo: no-op starts, zero discount on life loss."""
+    full_action_space: bool = False
+    """All 18 actions, not only those that do something in the game."""
+    environment: Annotated[AtariProtocol | None, tyro.conf.Suppress] = None
+    """The protocol's settings, filled in from its name, so that the run's folder has them."""
+    num_envs: int = 8
+    """Environments stepped together."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
+    norm_axes: NormAxes = "channels"
+    """What a convolution's normalization averages over: channels, or all (height, width and channels)."""
+    batch_size: int = 32
+    """Transitions in an update."""
+    update_period: int = 4
+    """Agent steps for each update."""
+    target_period: int = 2000
+    """Updates between copies to the target network."""
+    gamma: float = 0.99
+    """Discount of one agent step."""
+    replay_capacity: int = 1_000_000
+    """Agent steps in replay; 7,069 bytes each."""
+    priority_exponent: float = 0.5
+    """How much priorities count when experience is drawn: 0 not at all, 1 fully."""
+    importance_exponent: float = 0.4
+    """How far drawing by priority is corrected for at first; linear to 1 at the run's end."""
+    uniform_probability: float = 1e-3
+    """Share of the draws that is uniform, with prioritized replay."""
+    min_replay_frames: int = 80_000
+    """Frames before the first update."""
+    exploration_frames: int = 1_000_000
+    """Frames over which epsilon goes linearly from 1 to its end (not with noisy layers, which explore)."""
+    epsilon_end: float = 0.01
+    """Probability of a random action in training, at last (0 with noisy layers)."""
+    evaluation_epsilon: float = 0.001
+    """Probability of a random action in evaluation."""
+    log_every: int = 500
+    """Updates between records."""
+
+    @property
+    def ingredients(self) -> Ingredients:
+        """What the agent is made of, without what was taken out."""
+        made = FAMILY[self.agent]
+        return Ingredients(
+            distribution="none" if self.no_distribution else made.distribution,
+            double=made.double and not self.no_double,
+            dueling=made.dueling and not self.no_dueling,
+            noisy=made.noisy and not self.no_noisy,
+            prioritized=made.prioritized and not self.no_prioritized,
+            n_step=self.n_step or made.n_step,
+        )
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in the run."""
+        return self.frames // self.iteration_frames
+
+    @property
+    def total_updates(self) -> int:
+        """Updates in the run."""
+        return (self.frames - self.min_replay_frames) // (FRAME_SKIP * self.update_period)
+
+
+FRAME_SKIP = 4
+STACK = 4
+
+_ZOO = Config(
+    frames=200_000_000,
+    iteration_frames=1_000_000,
+    evaluation_frames=500_000,
+    protocol="dqn-zoo",
+    target_period=2500,
+    min_replay_frames=200_000,
+    exploration_frames=4_000_000,
+    method="none",
+)
+"""What DQN Zoo's agents have in common."""
+
+
+def _zoo(agent: AgentName, optimizer: OptimizerConfig, **changes: Any) -> Config:
+    return dataclasses.replace(_ZOO, agent=agent, optimizer=optimizer, **changes)
+
+
+_RMSPROP = OptimizerConfig(optimizer="rmsprop", lr=2.5e-4, optimizer_epsilon=0.01 / 32**2, clip=0)
+
+PRESETS = {
+    "default": Config(),
+    "dqn": _zoo("dqn", _RMSPROP, epsilon_end=0.1, evaluation_epsilon=0.05),
+    "double-dqn": _zoo("double-dqn", _RMSPROP, evaluation_epsilon=0.01, target_period=7500),
+    "c51": _zoo("c51", OptimizerConfig(lr=2.5e-4, optimizer_epsilon=0.01 / 32)),
+    "qr-dqn": _zoo("qr-dqn", OptimizerConfig(lr=5e-5, optimizer_epsilon=0.01 / 32)),
+    "iqn": _zoo("iqn", OptimizerConfig(lr=5e-5, optimizer_epsilon=0.01 / 32, clip=0), min_replay_frames=80_000),
+    "rainbow": _zoo(
+        "rainbow",
+        OptimizerConfig(lr=6.25e-5, optimizer_epsilon=0.005 / 32),
+        target_period=2000,
+        min_replay_frames=80_000,
+        evaluation_epsilon=0.0,
+    ),
+    "demo": Config(
+        frames=48_000,
+        iteration_frames=24_000,
+        n_step=3,
+        replay_capacity=20_000,
+        min_replay_frames=8_000,
+        exploration_frames=30_000,
+        target_period=250,
+        update_period=8,
+        log_every=50,
+        optimizer=OptimizerConfig(lr=2.5e-4),
+    ),
+}
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with ale-py's name of the game and the protocol's settings.
+
+    Raises:
+      harness.UserError: a value that makes no sense, with the option and the nearest right value.
+    """
+    try:
+        game = config.game if config.game in GAMES else resolve_game(config.game)
+    except ValueError as error:
+        raise harness.UserError(f"--game: {error}") from None
+    if parse_method(config.method).base != "nap" and config.optimizer.schedule in MATCHING:
+        raise harness.UserError(
+            f"--schedule {config.optimizer.schedule}: it follows the norms of another run, so its own must be held: "
+            f"--method nap, not {config.method}"
+        )
+    _check_ingredients(config)
+    positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
+    positive += ("target_period", "replay_capacity", "log_every", "project_every")
+    values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
+    least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "evaluation_frames")
+    lowest = dict.fromkeys(positive, 1) | dict.fromkeys(least_0, 0)
+    for name, least in lowest.items():
+        if not values[name] >= least:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least {least}")
+    probabilities = ("priority_exponent", "importance_exponent", "uniform_probability")
+    for name in ("epsilon_end", "evaluation_epsilon", *probabilities):
+        if not 0 <= values[name] <= 1:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must lie in 0 to 1")
+    if config.frames % config.iteration_frames:
+        nearest = max(1, round(config.frames / config.iteration_frames)) * config.iteration_frames
+        raise harness.UserError(
+            f"--frames {config.frames}: it must be a multiple of --iteration-frames {config.iteration_frames}; "
+            f"the nearest is {nearest}"
+        )
+    step = FRAME_SKIP * config.num_envs
+    if config.iteration_frames % step:
+        raise harness.UserError(
+            f"--iteration-frames {config.iteration_frames}: it must be a multiple of {step} "
+            f"(4 frames a step in each of {config.num_envs} environments); "
+            f"the nearest is {max(1, round(config.iteration_frames / step)) * step}"
+        )
+    length = STACK + config.ingredients.n_step
+    sequence = FRAME_SKIP * config.num_envs * length
+    if config.min_replay_frames < max(sequence, FRAME_SKIP * config.batch_size):
+        raise harness.UserError(
+            f"--min-replay-frames {config.min_replay_frames}: it must be at least "
+            f"{max(sequence, FRAME_SKIP * config.batch_size)}, for the first batch"
+        )
+    if config.total_updates < 1:
+        raise harness.UserError(
+            f"--min-replay-frames {config.min_replay_frames}: it must be at most "
+            f"{config.frames - FRAME_SKIP * config.update_period}, for an update within --frames {config.frames}"
+        )
+    if config.replay_capacity < sequence // FRAME_SKIP:
+        raise harness.UserError(
+            f"--replay-capacity {config.replay_capacity}: it must be at least {sequence // FRAME_SKIP}, "
+            f"{length} steps of each of {config.num_envs} environments"
+        )
+    if 0 < config.evaluation_frames < step:
+        raise harness.UserError(f"--evaluation-frames {config.evaluation_frames}: it must be 0, or at least {step}")
+    if not 0 < config.gamma <= 1:
+        raise harness.UserError(f"--gamma {config.gamma}: it must be above 0 and at most 1")
+    protocol = dataclasses.replace(PROTOCOLS[config.protocol], full_action_space=config.full_action_space)
+    return dataclasses.replace(config, game=game, environment=protocol)
+
+
+def _check_ingredients(config: Config) -> None:
+    """Refuses to take out what the agent does not have."""
+    made = FAMILY[config.agent]
+    if config.ingredients.distribution == "implicit-quantile" and "plasticity-injection" in config.method.split("+"):
+        raise harness.UserError(
+            f"--method {config.method}: plasticity-injection adds outputs, and iqn's can't be added"
+        )
+    has = {"distribution": made.distribution != "none"}
+    has |= {name: getattr(made, name) for name in ("double", "dueling", "noisy", "prioritized")}
+    for name, there in has.items():
+        if getattr(config, f"no_{name}") and not there:
+            found = ", ".join(f"--no-{other}" for other, kept in has.items() if kept) or "nothing"
+            raise harness.UserError(f"--no-{name}: {config.agent} does not have it; what can be taken out is {found}")
