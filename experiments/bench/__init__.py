@@ -21,15 +21,19 @@ from experiments import harness
 from experiments.bench import atari, plasticity
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
-Name = Literal["projection", "normalization", "logging", "loop", "replay", "start-up", "plasticity"]
+Name = Literal[
+    "projection", "normalization", "rainbow", "logging", "loop", "replay", "checkpoint", "start-up", "plasticity"
+]
 
 BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
     {
         "projection": atari.projection,
         "normalization": atari.normalization,
+        "rainbow": atari.rainbow,
         "logging": atari.logging,
         "loop": atari.loop,
         "replay": atari.replay,
+        "checkpoint": atari.checkpoint,
         "start-up": atari.start_up,
         "plasticity": plasticity.rows,
     }
@@ -50,11 +54,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Measure, print the machine and the table, and write both down; returns the exit code."""
-    import tyro
-
-    return harness.exit_code_of(
-        lambda: run(tyro.cli(Options, args=argv, prog="python -m experiments bench", description=__doc__))
-    )
+    return harness.exit_code_of(lambda: run(harness.parse_options(Options, argv, name="bench", description=__doc__)))
 
 
 def run(options: Options) -> None:

@@ -1,12 +1,13 @@
-"""What DQN on Atari costs: its update, its logging, its loop, its replay, and its start.
+"""What DQN and Rainbow on Atari cost: the update, its logging, the loop, the replay, checkpoints, and the start.
 
-Everything is the product's own code at the default configuration of `atari`.
+Everything is the product's own code at the default configuration of `atari`, or at its preset `rainbow`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import statistics
@@ -24,16 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agents.dqn import Agent, AgentState, make_agent
+from agents.dqn import Agent, AgentState
 from agents.loops import Hooks, LoopState, Schedule, train
 from agents.replay import ReplayState, Step, Transition, make_replay, transitions
 from envs.atari import PROTOCOLS, AtariEnvs, TimeStep
 from experiments import harness
-from experiments.atari import Config, build
-from experiments.harness.methods import NapConfig, OptimizerConfig, make_optimizer, norm_of, parse_method
-from experiments.harness.rivals import Setting
+from experiments.atari import Config, build, make_learner
+from experiments.atari.config import PRESETS
+from experiments.harness.checkpoint import Checkpoints
+from experiments.harness.memory import bytes_of
+from experiments.harness.methods import NapConfig, OptimizerConfig
 from experiments.harness.timing import Goal, Row, interleaved, rates, scaled
-from nap.networks import NatureCNN, Network, as_functions
+from nap.networks import Network, as_functions
 
 ACTIONS = 6  # Pong's
 UPDATES = 10  # in a row, in each repeat
@@ -41,23 +44,27 @@ REPLAY_CALLS = 50  # likewise
 LOGS = 3  # likewise
 VECTOR_STEPS = 48  # of the whole loop, in each repeat
 START_UP_SECONDS = 3.0
+UPDATE_KEY = jax.random.key(1)  # for the noise of noisy layers; random numbers cost the same whatever the key
 
 
 def learner_facts(repeats: int, peak: float) -> dict[str, str]:
-    """How much of the machine's peak, in FLOP/s, the default update reaches."""
-    config = Config()
-    agent, batch = make_learner(config), random_batch(config.batch_size)
-    compiled = jax.jit(agent.learn).lower(jax.eval_shape(agent.init, jax.random.key(0)), batch).compile()
-    flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
-    seconds = interleaved({"update": updates_of(agent, batch)}, repeats=repeats, calls=UPDATES)["update"]
-    reached = flops / statistics.median(seconds)
-    counted = f"{flops / 1e9:.2f} GFLOP by XLA's count"
-    return {"DQN update": f"{counted}, {reached / 1e9:.0f} GFLOP/s: {reached / peak:.0%} of the peak"}
+    """How much of the machine's peak, in FLOP/s, updates without normalization reach."""
+    batch, facts = random_batch(Config().batch_size), {}
+    for name, config in (("DQN update", Config(method="none")), ("Rainbow update", PRESETS["rainbow"])):
+        agent = learner(config)
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        compiled = jax.jit(agent.learn).lower(state, batch, UPDATE_KEY).compile()
+        flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
+        seconds = interleaved({name: updates_of(agent, batch)}, repeats=repeats, calls=UPDATES)[name]
+        reached = flops / statistics.median(seconds)
+        counted = f"{flops / 1e9:.2f} GFLOP by XLA's count"
+        facts[name] = f"{counted}, {reached / 1e9:.0f} GFLOP/s: {reached / peak:.0%} of the peak"
+    return facts
 
 
 def projection(repeats: int) -> Iterator[Row]:
     """An update with projection against the same without."""
-    sides = {method: make_learner(Config(method=method)) for method in ("layernorm", "nap")}
+    sides = {method: learner(Config(method=method)) for method in ("layernorm", "nap")}
     times = _updates(sides, repeats)
     yield Row("update: projection, vs without", "ms", times["nap"], times["layernorm"], Goal(1.03))
 
@@ -71,16 +78,52 @@ def normalization(repeats: int) -> Iterator[Row]:
     plain = Config(method="none", optimizer=OptimizerConfig(clip=0))
     layer = dataclasses.replace(plain, method="layernorm")
     sides = {
-        "plain": make_learner(plain),
-        "LayerNorm": make_learner(layer),
-        "RMSNorm": make_learner(dataclasses.replace(layer, nap=NapConfig(norm="rms"))),
-        "LayerNorm, --norm-axes all": make_learner(dataclasses.replace(layer, norm_axes="all")),
-        "Flax's own LayerNorm": make_learner(layer, as_functions(_FlaxNatureCNN)),
+        "plain": learner(plain),
+        "LayerNorm": learner(layer),
+        "RMSNorm": learner(dataclasses.replace(layer, nap=NapConfig(norm="rms"))),
+        "LayerNorm, --norm-axes all": learner(dataclasses.replace(layer, norm_axes="all")),
+        "Flax's own LayerNorm": learner(layer, as_functions(_FlaxNatureCNN)),
     }
     times = _updates(sides, repeats)
     for name in list(sides)[1:]:
         goal = Goal(1.06) if name == "LayerNorm" else None
         yield Row(f"update: {name}, vs no norm", "ms", times[name], times["plain"], goal)
+
+
+def rainbow(repeats: int) -> Iterator[Row]:
+    """An update of Rainbow with normalization and projection, and without one of its parts, against the plain one's."""
+    plain = PRESETS["rainbow"]
+    changes: dict[str, dict[str, Any]] = {
+        "with LayerNorm and projection": {"method": "nap"},
+        "with LayerNorm alone": {"method": "layernorm"},
+        "without noise": {"no_noisy": True},
+        "in bfloat16": {"dtype": "bfloat16"},
+        "with the IMPALA torso": {"torso": "impala"},
+    }
+    sides = {"plain": learner(plain)}
+    sides |= {name: learner(dataclasses.replace(plain, **change)) for name, change in changes.items()}
+    times = _updates(sides, repeats)
+    for name in changes:
+        goal = Goal(1.10) if name == "with LayerNorm and projection" else None
+        yield Row(f"Rainbow update: {name}, vs plain", "ms", times[name], times["plain"], goal)
+
+
+def checkpoint(repeats: int) -> Iterator[Row]:
+    """Saving a run with the default replay of a million steps, as noise: nothing in it can be compressed."""
+    config = dataclasses.replace(PRESETS["rainbow"], num_envs=8)
+    functions = build(config, ACTIONS, (4, 84, 84))
+    state = functions.init(jax.random.key(0))
+    frames = state.replay.ring.experience.frame
+    noise = jax.jit(lambda old: jax.random.bits(jax.random.key(1, impl="rbg"), old.shape, old.dtype), donate_argnums=0)
+    experience = state.replay.ring.experience._replace(frame=noise(frames))
+    state = state._replace(replay=state.replay._replace(ring=state.replay.ring.replace(experience=experience)))
+    with tempfile.TemporaryDirectory() as folder:
+        saves = Checkpoints(Path(folder), {})
+        iteration = itertools.count(1)
+        times = interleaved({"save": lambda: saves.save(next(iteration), state, {})}, repeats=min(repeats, 2))
+        size = sum(path.stat().st_size for path in saves.path(next(iteration) - 1).rglob("*")) / 1e9
+    yield Row("saving a checkpoint, 1M steps in replay", "s", times["save"])
+    yield Row("  its size", "GB", (size,), (bytes_of(state) / 1e9,))
 
 
 def logging(repeats: int) -> Iterator[Row]:
@@ -89,14 +132,14 @@ def logging(repeats: int) -> Iterator[Row]:
     Computed: what a logged update takes beyond a plain one, spread over `log_every` updates.
     """
     config = Config()
-    agent, batch = make_learner(config), random_batch(config.batch_size)
+    agent, batch = learner(config), random_batch(config.batch_size)
     measure = jax.jit(agent.measure, donate_argnums=0)
     with tempfile.TemporaryDirectory() as folder, harness.open_run("bench", config, out=Path(folder)) as opened:
         _, state = opened.restore(jax.jit(agent.init)(jax.random.key(0)))
 
         def measure_and_record() -> None:
             nonlocal state
-            state, measured = measure(state, batch)
+            state, _, measured = measure(state, batch, UPDATE_KEY)
             opened.record({"phase": "train", "updates": int(state.updates), **jax.device_get(measured)})
 
         sides = {"plain": updates_of(agent, batch), "logged": measure_and_record}
@@ -112,17 +155,18 @@ def loop(repeats: int) -> Iterator[Row]:
     environments = AtariEnvs("pong", protocol=PROTOCOLS["machado"], num_envs=Config().num_envs, seed=0)
     steps = VECTOR_STEPS * environments.num_envs
     try:
-        for method in ("nap", "none"):
-            config = Config(method=method, replay_capacity=20_000)
-            agent, batch = make_learner(config), random_batch(config.batch_size)
+        rainbow = dataclasses.replace(PRESETS["rainbow"], method="nap", num_envs=environments.num_envs)
+        for name, config in (("DQN", Config()), ("DQN", Config(method="none")), ("Rainbow", rainbow)):
+            config = dataclasses.replace(config, replay_capacity=20_000)
+            agent, batch = learner(config), random_batch(config.batch_size)
             sides = {
                 "loop": training_of(config, environments, steps),
                 "bare": repeated(updates_of(agent, batch), steps // config.update_period),
             }
             times = interleaved(sides, repeats=repeats)
             ours, limit = rates(times["loop"], steps), rates(times["bare"], steps)
-            what = f"DQN loop, {method}, vs its updates alone"
-            yield Row(what, "agent steps/s", ours, limit, Goal(0.80, at_least=True))
+            what = f"{name} loop, {config.method}, vs its updates alone"
+            yield Row(what, "agent steps/s", ours, limit, Goal(0.85 if name == "Rainbow" else 0.80, at_least=True))
         times = interleaved({"step": functools.partial(_act_at_random, environments)}, repeats=repeats)
         yield Row("  the environments alone", "agent steps/s", rates(times["step"], steps))
     finally:
@@ -144,7 +188,7 @@ def replay(repeats: int) -> Iterator[Row]:
     one = functools.partial(transitions, stack=stack, n_step=n_step, gamma=0.99, clip_reward=True)
     bare_add = jax.jit(bare.add, donate_argnums=0)
     bare_sample = jax.jit(lambda state, key: bare.sample(state, key).experience)
-    sample_transitions = jax.jit(lambda state, key: jax.vmap(one)(ours.sample(state, key)))
+    sample_transitions = jax.jit(lambda state, key: jax.vmap(one)(ours.sample(state, key).steps))
     step: Step = jax.tree.map(
         np.asarray,  # on the host, as environments give it
         Step(
@@ -187,18 +231,9 @@ def start_up(repeats: int) -> Iterator[Row]:
     yield Row("  the same, nothing compiled (once)", "s", (cold,), (statistics.median(warm),))
 
 
-def make_learner(config: Config, network: Network | None = None) -> Agent:
+def learner(config: Config, network: Network | None = None) -> Agent:
     """The agent that `atari` would train, or one of another network."""
-    method = parse_method(config.method)
-    norm = norm_of(method, config.nap)
-    network = network or as_functions(lambda rngs: NatureCNN(ACTIONS, norm=norm, norm_axes=config.norm_axes, rngs=rngs))
-    setting = Setting(network, jax.random.key(0), config.total_updates)
-    return make_agent(
-        network,
-        make_optimizer(method, config.optimizer, config.nap, config.rivals, setting),
-        double=config.agent == "double-dqn",
-        target_period=config.target_period,
-    )
+    return make_learner(config, ACTIONS, (4, 84, 84), network)
 
 
 def random_batch(size: int) -> Transition:
@@ -222,7 +257,7 @@ def updates_of(agent: Agent, batch: Transition) -> Callable[[], AgentState]:
 
     def update() -> AgentState:
         nonlocal state
-        state, _ = learn(state, batch)
+        state, _ = learn(state, batch, UPDATE_KEY)
         return state
 
     return update
@@ -235,7 +270,7 @@ def repeated(call: Callable[[], AgentState], times: int) -> Callable[[], AgentSt
 
 def training_of(config: Config, environments: AtariEnvs, steps: int) -> Callable[[], AgentState]:
     """A function that trains for so many agent steps; those before the first update are taken here."""
-    functions = build(config, environments.num_actions)
+    functions = build(config, environments.num_actions, environments.observation_shape)
     schedule = Schedule(config.update_period, steps, config.log_every, lambda _: config.epsilon_end)
     hooks = Hooks(on_step=lambda _: None, on_loss=lambda *_: None, on_log=lambda _: None)
     init_key, train_key = jax.random.split(jax.random.key(0))
