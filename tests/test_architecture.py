@@ -1,7 +1,10 @@
-"""The arrows between the packages, the size of a file, and that it is our packages that are imported."""
+"""The arrows between the packages, the size of a file, that it is our packages that are imported, and idly."""
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +86,24 @@ def test_a_file_is_one_room():
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in ours}
     too_long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
     assert not too_long, f"longer than {LONGEST_FILE} lines; make a folder of each: {too_long}"
+
+
+def test_importing_uses_no_device():
+    """Which devices there are may be said until JAX is first used: `plasticity` makes each core one."""
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in PACKAGES
+        for file in files(package)
+        if file.name not in ("__main__.py", "in_torch.py")
+    ]
+    source = f"""
+import importlib, jax
+for module in {modules}:
+    importlib.import_module(module)
+jax.config.update("jax_num_cpu_devices", 3)
+assert jax.device_count() == 3
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -44,7 +44,6 @@ REPLAY_CALLS = 50  # likewise
 LOGS = 3  # likewise
 VECTOR_STEPS = 48  # of the whole loop, in each repeat
 START_UP_SECONDS = 3.0
-UPDATE_KEY = jax.random.key(1)  # for the noise of noisy layers; random numbers cost the same whatever the key
 
 
 def learner_facts(repeats: int, peak: float) -> dict[str, str]:
@@ -53,7 +52,7 @@ def learner_facts(repeats: int, peak: float) -> dict[str, str]:
     for name, config in (("DQN update", Config(method="none")), ("Rainbow update", PRESETS["rainbow"])):
         agent = learner(config)
         state = jax.eval_shape(agent.init, jax.random.key(0))
-        compiled = jax.jit(agent.learn).lower(state, batch, UPDATE_KEY).compile()
+        compiled = jax.jit(agent.learn).lower(state, batch, jax.random.key(1)).compile()
         flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
         seconds = interleaved({name: updates_of(agent, batch)}, repeats=repeats, calls=UPDATES)[name]
         reached = flops / statistics.median(seconds)
@@ -133,13 +132,13 @@ def logging(repeats: int) -> Iterator[Row]:
     """
     config = Config()
     agent, batch = learner(config), random_batch(config.batch_size)
-    measure = jax.jit(agent.measure, donate_argnums=0)
+    measure, key = jax.jit(agent.measure, donate_argnums=0), jax.random.key(1)
     with tempfile.TemporaryDirectory() as folder, harness.open_run("bench", config, out=Path(folder)) as opened:
         _, state = opened.restore(jax.jit(agent.init)(jax.random.key(0)))
 
         def measure_and_record() -> None:
             nonlocal state
-            state, _, measured = measure(state, batch, UPDATE_KEY)
+            state, _, measured = measure(state, batch, key)
             opened.record({"phase": "train", "updates": int(state.updates), **jax.device_get(measured)})
 
         sides = {"plain": updates_of(agent, batch), "logged": measure_and_record}
@@ -253,11 +252,11 @@ def random_batch(size: int) -> Transition:
 def updates_of(agent: Agent, batch: Transition) -> Callable[[], AgentState]:
     """A function that makes one more update of a fresh agent, always on the same batch."""
     learn = jax.jit(agent.learn, donate_argnums=0)
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state, key = jax.jit(agent.init)(jax.random.key(0)), jax.random.key(1)  # random numbers cost the same with any
 
     def update() -> AgentState:
         nonlocal state
-        state, _ = learn(state, batch, UPDATE_KEY)
+        state, _ = learn(state, batch, key)
         return state
 
     return update
