@@ -1,8 +1,9 @@
 """Checkpoints that a run killed at any moment can trust: orbax's v1 API, with a checksum for every file.
 
-`checkpoints/<iteration>/` is orbax's. `checkpoints/<iteration>.json` is ours, written last: a checkpoint without it is
-half-written. It holds whose checkpoint this is, the marks (how long the record files were), each leaf's shape and
-dtype, and the size and CRC-32 of every file, because orbax notices a missing file but not a changed byte in an array.
+`checkpoints/<iteration>/` is orbax's; `checkpoints/<iteration>.arrays/` has the large arrays, as a replay's frames.
+`checkpoints/<iteration>.json`, written last, tells that both are complete. It holds whose checkpoint this is, the marks
+(how long the record files were), each leaf's shape and dtype, and the size and CRC-32 of every file, because orbax
+notices a missing file but not a changed byte in an array.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.harness import large_arrays
 from experiments.harness.errors import UserError
 from experiments.harness.identity import difference
 
@@ -77,12 +79,16 @@ class Checkpoints:
         try:
             with _quiet_orbax():
                 ocp.save(str(folder), jax.tree.map(_writable, state))
+            large = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state)) if large_arrays.is_large(leaf)}
+            if large:
+                _arrays(folder).mkdir()
             content = {
                 **self._identity,
                 "iteration": iteration,
                 "marks": dict(marks),
                 "leaves": _describe(state),
                 "files": _checksums(folder),
+                "arrays": {name: large_arrays.write(_arrays(folder) / name, leaf) for name, leaf in large.items()},
             }
             write_atomically(_commit(folder), json.dumps({"crc32": _crc32(content), "content": content}))
         except Exception:
@@ -96,7 +102,8 @@ class Checkpoints:
 
         Args:
             state: a pytree of the structure, shapes, dtypes and devices to load into; its values are returned when
-                there is no checkpoint. `jax.ShapeDtypeStruct` leaves will do where a checkpoint is sure to exist.
+                there is no checkpoint, and its large arrays are given up when there is one.
+                `jax.ShapeDtypeStruct` leaves will do where a checkpoint is sure to exist.
             usable: given a checkpoint's marks, says in words why it can not be resumed from, or None if it can.
 
         Returns:
@@ -115,7 +122,7 @@ class Checkpoints:
         for iteration in reversed(complete):
             try:
                 content = self._read_commit(iteration, usable)
-                restored = _load(self.path(iteration), state, content["leaves"])
+                restored = _load(self.path(iteration), state, content)
             except _Unusable as error:
                 passed_over.append(f"checkpoint {iteration} cannot be used: {error}")
                 continue
@@ -176,6 +183,10 @@ def _commit(folder: Path) -> Path:
     return folder.with_name(folder.name + ".json")
 
 
+def _arrays(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".arrays")
+
+
 def _crc32(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
@@ -205,11 +216,11 @@ def _damage(folder: Path, files: Mapping[str, list[int]]) -> str | None:
     return None
 
 
-def _load(folder: Path, state: Any, leaves: Mapping[str, str]) -> Any:
+def _load(folder: Path, state: Any, content: Mapping[str, Any]) -> Any:
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    change = difference(leaves, _describe(state))
+    change = difference(content["leaves"], _describe(state))
     if change:
         raise UserError(
             f"the checkpoint {folder} was written by other code: leaf {change}; go back to that code, or start over "
@@ -220,7 +231,13 @@ def _load(folder: Path, state: Any, leaves: Mapping[str, str]) -> Any:
             loaded = ocp.load(str(folder), jax.tree.map(_target, state))
     except Exception as error:  # whatever orbax cannot read, an older checkpoint may serve
         raise _Unusable(f"orbax cannot read it ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
-    return jax.tree.map(_as_before, state, loaded)
+    leaves, structure = jax.tree.flatten(jax.tree.map(_as_before, state, loaded))
+    for name, expected in content.get("arrays", {}).items():
+        try:
+            leaves[int(name)] = large_arrays.read(_arrays(folder) / name, leaves[int(name)], expected)
+        except ValueError as error:
+            raise _Unusable(f"its array {name} cannot be read ({error})") from None
+    return structure.unflatten(leaves)
 
 
 def _describe(state: Any) -> dict[str, str]:
@@ -234,10 +251,10 @@ def _describe(state: Any) -> dict[str, str]:
 
 
 def _writable(leaf: Any) -> Any:
-    """A leaf as orbax takes it: it refuses NumPy scalars and arrays without elements."""
+    """A leaf as orbax takes it: without large arrays, which are not its; it refuses NumPy scalars and empty arrays."""
     import numpy as np
 
-    if getattr(leaf, "size", 1) == 0:
+    if getattr(leaf, "size", 1) == 0 or large_arrays.is_large(leaf):
         return 0
     return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
 
@@ -246,7 +263,7 @@ def _target(leaf: Any) -> Any:
     """What orbax loads a leaf into: shape, dtype and placement of an array, without holding on to its buffer."""
     import jax
 
-    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and leaf.size:
+    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and leaf.size and not large_arrays.is_large(leaf):
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return _writable(leaf)
@@ -257,7 +274,7 @@ def _as_before(leaf: Any, loaded: Any) -> Any:
     import jax.numpy as jnp
     import numpy as np
 
-    if getattr(leaf, "size", 1) == 0:
+    if getattr(leaf, "size", 1) == 0 or large_arrays.is_large(leaf):
         return leaf
     if isinstance(leaf, np.generic):
         return loaded[()]

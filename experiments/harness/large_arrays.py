@@ -1,0 +1,73 @@
+"""Large arrays in checkpoints, a file of plain bytes each: a replay of gigabytes is written without a copy in memory.
+
+orbax holds two more copies of an array while it saves it, which for a replay is more than many machines have.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+LARGE_BYTES = 64 << 20
+"""From this size on."""
+_BLOCK_BYTES = 16 << 20
+
+
+def is_large(leaf: Any) -> bool:
+    """Whether a leaf, an array or what stands for one, goes into a file of its own."""
+    size, dtype = getattr(leaf, "size", 0), getattr(leaf, "dtype", None)
+    if not isinstance(dtype, np.dtype) or size * dtype.itemsize < LARGE_BYTES:
+        return False
+    return getattr(leaf, "is_fully_addressable", True)  # of an array on several hosts orbax knows how to save parts
+
+
+def write(path: Path, array: Any) -> list[int]:
+    """Writes an array to disk; returns the file's size in bytes and its CRC-32."""
+    size = checksum = 0
+    with open(path, "wb") as file:
+        for block in _blocks(array):
+            file.write(block)
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+        file.flush()
+        os.fsync(file.fileno())
+    return [size, checksum]
+
+
+def read(path: Path, like: Any, expected: list[int]) -> Any:
+    """The array that `write` wrote, of the shape, dtype and placement of `like`, whose memory is given up for it.
+
+    Raises:
+        ValueError: the file is not what was written.
+    """
+    if isinstance(like, jax.Array):
+        like.delete()
+    array = np.empty(like.shape, like.dtype)
+    whole, checksum = array.reshape(-1).view(np.uint8).data, 0
+    try:
+        with open(path, "rb") as file:
+            for start in range(0, len(whole), _BLOCK_BYTES):
+                block = whole[start : start + _BLOCK_BYTES]
+                if file.readinto(block) != len(block):
+                    raise ValueError("too short")
+                checksum = zlib.crc32(block, checksum)
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if [path.stat().st_size, checksum] != expected:
+        raise ValueError("damaged")
+    if isinstance(like, np.ndarray):
+        return array
+    # A copy: memory that NumPy owns could not be donated.
+    return jax.device_put(array, getattr(like, "sharding", None), may_alias=False)
+
+
+def _blocks(array: Any) -> Iterator[memoryview]:
+    # NumPy sees an array on the CPU without a copy; another device's comes over row by row.
+    on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
+    for part in (array,) if on_host else array:
+        whole = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        for start in range(0, len(whole), _BLOCK_BYTES):
+            yield whole[start : start + _BLOCK_BYTES]

@@ -1,0 +1,102 @@
+"""Large arrays in checkpoints: written without a copy, read back bit by bit, damage noticed."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from experiments.harness import large_arrays
+from experiments.harness.checkpoint import Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(large_arrays, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(large_arrays, "_BLOCK_BYTES", 300)  # not a divisor of the sizes
+
+
+def state():
+    random = np.random.default_rng(0)
+    return {
+        "frames": jnp.asarray(random.integers(0, 256, (7, 11, 13), np.uint8)),
+        "half": jnp.asarray(random.normal(size=(600,)), jnp.bfloat16),
+        "host": random.normal(size=(20, 10)),
+        "flags": jnp.asarray(random.random(1001) < 0.5),
+        "little": jnp.arange(5.0),
+        "key": jax.random.key(3),
+        "keys": jax.random.split(jax.random.key(4), 200),  # typed keys stay orbax's, however many
+    }
+
+
+LARGE = ("frames", "half", "host", "flags")
+
+
+def bits(tree) -> dict[str, bytes]:
+    leaves = {name: jax.random.key_data(leaf) if name.startswith("key") else leaf for name, leaf in tree.items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in leaves.items()}
+
+
+def test_they_come_back_bit_by_bit_with_their_types(tmp_path):
+    checkpoints, saved = Checkpoints(tmp_path / "checkpoints", {}), state()
+    checkpoints.save(1, saved, {})
+    assert sorted(path.stat().st_size for path in (tmp_path / "checkpoints" / "1.arrays").iterdir()) == sorted(
+        np.asarray(saved[name]).nbytes for name in LARGE
+    )
+    wanted, template = bits(saved), state()
+    restored = checkpoints.restore(template, lambda marks: None)
+    assert (restored.iteration, restored.passed_over) == (1, [])
+    assert bits(restored.state) == wanted
+    for name, leaf in restored.state.items():
+        assert type(leaf) is type(saved[name]) and (leaf.dtype, leaf.shape) == (saved[name].dtype, saved[name].shape)
+    assert restored.state["half"].dtype == ml_dtypes.bfloat16
+    assert template["frames"].is_deleted() and not template["little"].is_deleted()  # its memory was given up
+
+
+def test_shapes_will_do_to_restore_into(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {})
+    checkpoints.save(1, {"frames": state()["frames"]}, {})
+    shape = {"frames": jax.ShapeDtypeStruct((7, 11, 13), jnp.uint8)}
+    restored = checkpoints.restore(shape, lambda marks: None).state["frames"]
+    np.testing.assert_array_equal(restored, state()["frames"])
+
+
+def test_what_comes_back_can_be_donated(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {})
+    checkpoints.save(1, state(), {})
+    frames = checkpoints.restore(state(), lambda marks: None).state["frames"]
+    with warnings.catch_warnings(action="error"):  # "some donated buffers were not usable"
+        after = jax.jit(lambda x: x + 1, donate_argnums=0)(frames)
+    assert frames.is_deleted()
+    np.testing.assert_array_equal(after, np.asarray(state()["frames"]) + np.uint8(1))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "extend", "remove"])
+def test_damage_is_noticed_and_the_older_one_serves(tmp_path, harm):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {})
+    older = {"frames": state()["frames"] + jnp.uint8(1)}
+    checkpoints.save(1, older, {})
+    checkpoints.save(2, {"frames": state()["frames"]}, {})
+    (file,) = (tmp_path / "checkpoints" / "2.arrays").iterdir()
+    content = bytearray(file.read_bytes())
+    content[500] ^= 1
+    harmed = {"flip": bytes(content), "cut": file.read_bytes()[:-1], "extend": file.read_bytes() + b"x"}
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(harmed[harm])
+    restored = checkpoints.restore({"frames": state()["frames"]}, lambda marks: None)
+    assert restored.iteration == 1
+    (sentence,) = restored.passed_over
+    assert sentence.startswith("checkpoint 2 cannot be used: its array 0 cannot be read")
+    np.testing.assert_array_equal(restored.state["frames"], older["frames"])
+
+
+def test_they_go_with_their_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {})
+    for iteration in (1, 2, 3):
+        checkpoints.save(iteration, state(), {})
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {f"{iteration}{end}" for iteration in (2, 3) for end in ("", ".arrays", ".json")}
