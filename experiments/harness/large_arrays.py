@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 LARGE_BYTES = 64 << 20
 """From this size on."""
 _BLOCK_BYTES = 16 << 20
@@ -19,6 +16,8 @@ _BLOCK_BYTES = 16 << 20
 
 def is_large(leaf: Any) -> bool:
     """Whether a leaf, an array or what stands for one, goes into a file of its own."""
+    import numpy as np  # here and below: listing the experiments imports this file, and must stay quick
+
     size, dtype = getattr(leaf, "size", 0), getattr(leaf, "dtype", None)
     if not isinstance(dtype, np.dtype) or size * dtype.itemsize < LARGE_BYTES:
         return False
@@ -43,6 +42,9 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
     Raises:
         ValueError: the file is not what was written.
     """
+    import jax
+    import numpy as np
+
     if isinstance(like, jax.Array):
         like.delete()
     array = np.empty(like.shape, like.dtype)
@@ -65,6 +67,8 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
 
 
 def _blocks(array: Any) -> Iterator[memoryview]:
+    import numpy as np
+
     # NumPy sees an array on the CPU without a copy; another device's comes over row by row.
     on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
     for part in (array,) if on_host else array:
