@@ -82,6 +82,11 @@ class _Update(NamedTuple):
     activations: dict[str, Array]
 
 
+def layer_of(path: str) -> str:
+    """The layer, as `Agent.measure` names it, of a weight's path; "a+b" is a weight and the noise on it."""
+    return path.partition("+")[0].removesuffix("/kernel")
+
+
 LARGEST_PRIORITY = 100.0
 """Priorities are clipped here, as in DQN Zoo's Rainbow."""
 
@@ -169,7 +174,7 @@ def make_agent(
         measured = {"mean_action_value": jnp.mean(made.q_tm1)}
         rates = nap.effective_learning_rates(made.steps, state.params, nap.roles(state.params))
         for path, rate in rates.items():
-            layer = path.partition("+")[0].removesuffix("/kernel")
+            layer = layer_of(path)
             measured[f"weight_norm/{layer}"] = rate.weight_norm
             measured[f"update_norm/{layer}"] = rate.update_norm
             measured[f"elr/{layer}"] = rate.ratio

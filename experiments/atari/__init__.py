@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from agents.dqn import Agent
+from agents.dqn import Agent, layer_of
 from agents.evaluation import evaluate
 from agents.family import assemble, make_network, make_replay_for
 from agents.loops import Functions, Hooks, Log, Schedule, make_functions, train
@@ -28,7 +28,7 @@ from envs.games import GAMES, GameEnvs
 from envs.scores import games_in, human_normalised
 from experiments import harness
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
-from experiments.atari.matching import Multipliers, free_of, layer_of, multipliers_of
+from experiments.atari.matching import Multipliers, free_of, multipliers_of
 from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.methods import (
     MATCHING,

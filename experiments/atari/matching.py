@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import nap
+from agents.dqn import layer_of
 from experiments import harness
 from experiments.atari.config import Config
 from experiments.harness.methods import ORDERS, NapConfig
@@ -63,8 +64,3 @@ def multipliers_of(config: Config, network: Network, free: Path) -> Multipliers:
         norms = dict.fromkeys(norms, np.exp(np.mean([np.log(of_layer) for of_layer in norms.values()], axis=0)))
     # A record holds the norms before its own update, the first of which is number 1.
     return nap.matching_schedule(norms, ORDERS[config.optimizer.optimizer], rows["updates"].to_numpy() - 1)
-
-
-def layer_of(path: str) -> str:
-    """The layer, as records name it, of a weight's path."""
-    return path.partition("+")[0].removesuffix("/kernel")
