@@ -4,6 +4,7 @@ optimizer = nap.normalize_and_project(optax.adam(1e-4))    # the network normali
 print(nap.audit(apply_fn, params, inputs))                 # ... and this shows whether it does
 """
 
+from nap import schedules
 from nap.effective_lr import (
     EffectiveLearningRate,
     effective_learning_rates,
@@ -29,5 +30,6 @@ __all__ = [
     "project_weights",
     "roles",
     "scale_by_schedules",
+    "schedules",
     "weight_norms",
 ]

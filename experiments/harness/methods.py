@@ -7,7 +7,7 @@ A method is a network (`none`, `layernorm`, `rmsnorm`, `nap`), an activation, an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import optax
@@ -16,11 +16,12 @@ import nap
 from experiments.harness import rivals
 from experiments.harness.errors import UserError, unknown
 from experiments.harness.rivals import Context, RivalsConfig, Setting
-from nap import interventions
+from nap import interventions, schedules
 from nap.activations import ActivationName, features_per_unit
 from nap.layers import Norm
 from nap.networks import Network
 from nap.projection import Affine
+from nap.schedules import profiles
 
 Base = Literal["none", "layernorm", "rmsnorm", "nap"]
 ACTIVATIONS: tuple[ActivationName, ...] = ("leaky-relu", "crelu", "prelu", "rational", "fourier")
@@ -36,12 +37,26 @@ class OptimizerConfig:
     """adam; rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
-    schedule: Literal["constant", "linear", "cosine", "matching", "global-matching"] = "constant"
-    """How the learning rate goes from its peak to `lr_end` over the run's updates. Or, for nap on Atari, as the growing
-    norms of the same run with layernorm imply, which is made first: each hidden layer's rate by its own norm (matching)
-    or all by the geometric mean (global-matching)."""
+    schedule: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "rex",
+        "warmup-cosine",
+        "nap-cosine",
+        "wsd",
+        "inverse-sqrt",
+        "matching",
+        "global-matching",
+    ] = "constant"
+    """How the learning rate goes from its peak to `lr_end` over the run's updates. warmup-cosine, wsd and inverse-sqrt
+    first rise from 0, for 1 % of them; then wsd is constant but for the last 10 %, where it decays exponentially, and
+    inverse-sqrt falls to a tenth. nap-cosine is NaP's own for sequences of games: 1,000 updates up from 1e-8 (a tenth
+    of them at most), then a cosine to 1e-6. Or, for nap on Atari, as the growing norms of the same run with layernorm
+    imply, which is made first: each hidden layer's rate by its own norm (matching) or all by the geometric mean
+    (global-matching)."""
     lr_end: float = 0.01
-    """Where the linear and the cosine schedule end, as a fraction of the peak."""
+    """Where the schedule ends, as a fraction of the peak; constant, nap-cosine and inverse-sqrt do not read it."""
     optimizer_epsilon: float = 1.5e-4
     """Added to the root of the second moment (adam), or inside the root (rmsprop)."""
     adam_b1: float = 0.9
@@ -53,7 +68,27 @@ class OptimizerConfig:
 
 
 MATCHING = ("matching", "global-matching")
-"""The schedules that follow the norms of another run."""
+"""The schedules that follow the norms of another run; their own rate is constant."""
+WARMUP = 0.01
+"""Share of the updates in which a schedule that warms up does so."""
+
+
+def _warmup_cosine(peak: float, updates: int, end: float) -> optax.Schedule:
+    warmup = round(WARMUP * updates)
+    return schedules.phases(peak, [(profiles.warmup(), warmup), (profiles.cosine(end), updates - warmup)])
+
+
+SCHEDULES: Mapping[str, Callable[[float, int, float], optax.Schedule]] = {
+    **dict.fromkeys(("constant", *MATCHING), lambda peak, updates, end: schedules.constant(peak)),
+    "linear": lambda peak, updates, end: schedules.linear(peak, updates, end=end),
+    "cosine": lambda peak, updates, end: schedules.cosine(peak, updates, end=end),
+    "rex": lambda peak, updates, end: schedules.rex(peak, updates, end=end),
+    "warmup-cosine": _warmup_cosine,
+    "nap-cosine": lambda peak, updates, end: schedules.warmup_cosine(peak, updates, warmup=min(1000, updates // 10)),
+    "wsd": lambda peak, updates, end: schedules.wsd(peak, updates, profile=profiles.exponential(end)),
+    "inverse-sqrt": lambda peak, updates, end: schedules.inverse_sqrt(peak, max(1, round(WARMUP * updates))),
+}
+"""What `--schedule` names: functions of the peak, the run's updates and the end as a fraction of the peak."""
 ORDERS = {"adam": 1, "rmsprop": 1, "momentum": 2, "sgd": 2}
 """`optimizer_order` of `nap.matching_schedule`, for each optimizer."""
 
@@ -109,12 +144,15 @@ def method_names() -> list[str]:
 
 
 def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
-    """The learning rate at each update of a run of `updates` updates; without the multipliers of a matching one."""
-    if config.schedule == "linear":
-        return optax.linear_schedule(config.lr, config.lr * config.lr_end, updates)
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.lr, updates, alpha=config.lr_end)
-    return optax.constant_schedule(config.lr)
+    """The learning rate at each update of a run of `updates` updates; without the multipliers of a matching one.
+
+    Raises:
+      UserError: an end that the schedule cannot have.
+    """
+    try:
+        return SCHEDULES[config.schedule](config.lr, updates, config.lr_end)
+    except ValueError as error:
+        raise UserError(f"--schedule {config.schedule} --lr-end {config.lr_end}: {error}") from None
 
 
 def norm_of(method: Method, config: NapConfig) -> Norm:
@@ -141,6 +179,7 @@ def make_optimizer(
     rivals_config: RivalsConfig,
     setting: Setting,
     multipliers: Mapping[str, optax.Schedule] | None = None,
+    rate: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The complete optimizer of a method.
 
@@ -154,12 +193,13 @@ def make_optimizer(
       rivals_config: of the interventions.
       setting: the run.
       multipliers: of the learning rate, for the parameters that have a schedule of their own, by path.
+      rate: the learning rate at each update, where it is not simply that of `learning_rate`.
 
     Raises:
       UserError: an intervention that comes once a task in a run without tasks, or a strength that makes no sense.
     """
     assert multipliers or config.schedule not in MATCHING, "a matching schedule is in its multipliers"
-    rate = learning_rate(config, setting.updates)
+    rate = rate or learning_rate(config, setting.updates)
     context = Context(rivals_config, setting, rate, features_per_unit(method.activation))
     chosen = method.interventions
     try:

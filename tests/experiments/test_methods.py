@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +68,39 @@ def norms(tree: dict) -> list[float]:
         ("constant", 0.2, 0.2, 0.2, 0.2),
         ("linear", 0.2, 0.12, 0.04, 0.04),  # to a fifth of 0.2; the middle is their mean
         ("cosine", 0.2, 0.12, 0.04, 0.04),
+        ("rex", 0.2, 0.04 + 0.16 * 2 / 3, 0.04, 0.04),
+        ("warmup-cosine", 0.0, 0.04 + 0.16 * (1 + math.cos(math.pi * 49 / 99)) / 2, 0.04, 0.04),  # warm-up of 1 update
+        ("wsd", 0.0, 0.2, 0.04, 0.04),
+        ("inverse-sqrt", 0.0, 0.2 / math.sqrt(50), 0.02, 0.02 / math.sqrt(2)),
+        ("matching", 0.2, 0.2, 0.2, 0.2),  # its own rate; the multipliers come on top
+        ("global-matching", 0.2, 0.2, 0.2, 0.2),
     ],
 )
 def test_learning_rate_at_the_first_the_middle_and_the_last_update(schedule, first, middle, last, beyond):
     rate = learning_rate(OptimizerConfig(lr=0.2, schedule=schedule, lr_end=0.2), UPDATES)
     found = [float(rate(update)) for update in (0, UPDATES // 2, UPDATES, 2 * UPDATES)]
     np.testing.assert_allclose(found, [first, middle, last, beyond], rtol=1e-6)
+
+
+def test_every_schedule_that_can_be_named_is_there():
+    named = get_args(get_type_hints(OptimizerConfig)["schedule"])
+    assert set(named) == methods.SCHEDULES.keys() >= set(methods.MATCHING)
+
+
+def test_wsd_stays_at_the_peak_until_the_last_tenth():
+    rate = learning_rate(OptimizerConfig(lr=0.2, schedule="wsd", lr_end=0.01), UPDATES)
+    np.testing.assert_allclose([float(rate(n)) for n in (1, 90, 95, 100)], [0.2, 0.2, 0.02, 0.002], rtol=1e-5)
+
+
+def test_an_end_that_a_schedule_cannot_have_is_told_in_a_line():
+    with pytest.raises(UserError, match=r"--schedule wsd --lr-end 0.0: end must be a finite number above 0, got 0.0"):
+        learning_rate(OptimizerConfig(schedule="wsd", lr_end=0.0), UPDATES)
+
+
+def test_the_schedules_work_without_a_rate_and_for_a_single_update():
+    for name in methods.SCHEDULES:
+        assert float(learning_rate(OptimizerConfig(schedule=name, lr=0.0), 1)(0)) == 0
+        assert 0 <= float(learning_rate(OptimizerConfig(schedule=name, lr=0.5), 1)(1)) <= 0.5
 
 
 def test_linear_and_cosine_differ_in_between():
