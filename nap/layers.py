@@ -16,16 +16,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nap.activations import Activation, ActivationName, make_activation
+from nap.convolution import Padding, convolve
 from nap.roles import Role
 
 Norm = Literal["none", "layer", "rms"]
 """Normalization before a nonlinearity: none, LayerNorm (centre, then scale) or RMSNorm (scale only)."""
 
-NormAxes = Literal["channels", "all"]
-"""What a convolution's normalization averages over: the channels of each position, or height, width and channels."""
+ConvNorm = Literal["none", "layer", "rms", "group", "batch"]
+"""Those, and what only convolutions have: GroupNorm and BatchNorm."""
 
-Padding = Literal["VALID", "SAME"]
-"""A convolution's padding: none, or zeros around so that with stride 1 the height and width stay."""
+NormAxes = Literal["channels", "all"]
+"""What a convolution's LayerNorm or RMSNorm averages over: the channels of each position, or height, width and
+channels."""
 
 EPSILON = 1e-6
 """Added to the mean square before the root. Scale invariance needs pre-activations whose square is far above it."""
@@ -58,14 +60,65 @@ class Normalization(nnx.Module):
     """
 
     def __init__(self, features: int, *, norm: Norm, axes: Sequence[int] = (-1,), before_output: bool = False):
-        scale, offset = (Role.OUTPUT_SCALE, Role.OUTPUT_OFFSET) if before_output else (Role.SCALE, Role.OFFSET)
-        self.scale = nnx.Param(jnp.ones(features), role=scale)
-        self.offset = nnx.Param(jnp.zeros(features), role=offset)
+        self.scale, self.offset = _affine(features, before_output)
         self.norm, self.axes = norm, tuple(axes)
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Normalize over the axes, then scale and shift each channel."""
-        return normalize(x, self.norm, self.axes) * self.scale[...].astype(x.dtype) + self.offset[...].astype(x.dtype)
+        return _scale_and_shift(self, normalize(x, self.norm, self.axes))
+
+
+class GroupNormalization(nnx.Module):
+    """GroupNorm (Wu and He, 2018): LayerNorm over height, width and a group of neighbouring channels.
+
+    There are 32 groups, as published, or fewer: the largest power of two that leaves groups of equal size with at least
+    two channels, since a group of one channel and one position would normalize to zero.
+
+    Args:
+      features: channels.
+      before_output: see `Normalization`.
+    """
+
+    def __init__(self, features: int, *, before_output: bool = False):
+        self.scale, self.offset = _affine(features, before_output)
+        self.groups = max(1, math.gcd(2 * 32, features) // 2)
+
+    def __call__(self, x: Float[Array, "*batch height width features"]) -> Float[Array, "*batch height width features"]:
+        """Normalize each group of channels, then scale and shift each channel."""
+        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+        return _scale_and_shift(self, normalize(grouped, "layer", (-4, -3, -1)).reshape(x.shape))
+
+
+class BatchNormalization(nnx.Module):
+    """BatchNorm (Ioffe and Szegedy, 2015) of feature maps; statistics in float32, variances those of the batch (1 / n).
+
+    After `train()`, as at the start, a channel is normalized by the mean and variance of the batch, which also move the
+    running ones: 0.9 of the old, 0.1 of the new. After `eval()` by the running ones.
+
+    In training a layer is invariant to its kernel's scale. In evaluation it is not: the running statistics belong to
+    kernels of the norm they were collected at. Projection at every update keeps that norm, and so serves evaluation;
+    a kernel rescaled at once, as by projection at every 1000th update, needs its statistics collected again.
+
+    Args:
+      features: channels.
+      before_output: see `Normalization`.
+    """
+
+    def __init__(self, features: int, *, before_output: bool = False):
+        self.scale, self.offset = _affine(features, before_output)
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.variance = nnx.BatchStat(jnp.ones(features))
+        self.use_running_average = False  # by this name NNX's train() and eval() set it
+
+    def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width features"]:
+        """Normalize, then scale and shift each channel; in training also move the running statistics."""
+        full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, variance = self.mean[...], self.variance[...]
+        if not self.use_running_average:
+            mean, variance = jnp.mean(full, axis=(0, 1, 2)), jnp.var(full, axis=(0, 1, 2))
+            for running, new in ((self.mean, mean), (self.variance, variance)):
+                running[...] = 0.9 * running[...] + 0.1 * new
+        return _scale_and_shift(self, ((full - mean) * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype))
 
 
 class Linear(nnx.Module):
@@ -76,6 +129,7 @@ class Linear(nnx.Module):
       inputs: size of the input's last axis.
       outputs: number of units.
       norm: "layer", "rms" or "none".
+      bias: whether a layer without normalization has a bias; one with a normalization has none.
       activation: the nonlinearity: a name or a function, see `nap.activations`.
       before_output: see `Normalization`.
       kernel_init: initializer of the kernel; its norm at initialization is the radius that NaP keeps.
@@ -91,6 +145,7 @@ class Linear(nnx.Module):
         outputs: int,
         *,
         norm: Norm = "layer",
+        bias: bool = True,
         activation: Activation | ActivationName = "relu",
         before_output: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
@@ -98,7 +153,7 @@ class Linear(nnx.Module):
     ):
         check_choice("norm", norm, Norm)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.HIDDEN)
-        self.norm, self.bias = norm_or_bias(outputs, norm, (-1,), before_output)
+        self.norm, self.bias = norm_or_bias(outputs, norm, (-1,), before_output, bias=bias)
         self.activation = make_activation(activation, outputs)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
@@ -115,9 +170,9 @@ class Conv(nnx.Module):
       size: height and width of the kernel.
       stride: step in both directions.
       padding: "VALID" or "SAME".
-      norm: "layer", "rms" or "none".
-      norm_axes: "channels" normalizes each position by itself, "all" over height, width and channels together. Both
-        make the layer invariant to the kernel's scale.
+      norm: "layer", "rms", "group", "batch" or "none".
+      norm_axes: for "layer" and "rms": "channels" normalizes each position by itself, "all" over height, width and
+        channels together. Both make the layer invariant to the kernel's scale.
       activation: the nonlinearity: a name or a function, see `nap.activations`.
       before_output: see `Normalization`.
       kernel_init: initializer of the kernel, shape [size, size, inputs, outputs].
@@ -135,14 +190,14 @@ class Conv(nnx.Module):
         stride: int = 1,
         *,
         padding: Padding = "VALID",
-        norm: Norm = "layer",
+        norm: ConvNorm = "layer",
         norm_axes: NormAxes = "channels",
         activation: Activation | ActivationName = "relu",
         before_output: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
-        check_choice("norm", norm, Norm)
+        check_choice("norm", norm, ConvNorm)
         check_choice("norm_axes", norm_axes, NormAxes)
         check_choice("padding", padding, Padding)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs, outputs)), role=Role.HIDDEN)
@@ -153,22 +208,17 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w features"]:
         """The layer's activations: `features_per_unit` of the activation for each unit."""
-        z = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        z = convolve(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
         return self.activation(finish(self, z))
 
 
 class Output(nnx.Module):
-    """A head's last layer: linear, with a bias, no normalization, never projected.
+    """A head's last layer: linear, no normalization, never projected.
 
     Args:
       inputs: size of the input's last axis.
       outputs: number of outputs.
+      bias: whether it has a bias.
       kernel_init: initializer of the kernel.
       rngs: NNX random streams.
     """
@@ -178,15 +228,17 @@ class Output(nnx.Module):
         inputs: int,
         outputs: int,
         *,
+        bias: bool = True,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.OUTPUT)
-        self.bias = nnx.Param(jnp.zeros(outputs), role=Role.BIAS)
+        self.bias = nnx.Param(jnp.zeros(outputs), role=Role.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """The head's outputs."""
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -196,11 +248,14 @@ def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.
 
 
 def norm_or_bias(
-    features: int, norm: Norm, axes: Sequence[int], before_output: bool
-) -> tuple[Normalization | None, nnx.Param | None]:
-    """What follows the linear map of a block: a normalization, or else a bias; never both."""
+    features: int, norm: ConvNorm, axes: Sequence[int], before_output: bool, *, bias: bool = True
+) -> tuple[nnx.Module | None, nnx.Param | None]:
+    """What follows the linear map of a block: a normalization, or else a bias (if there is to be one); never both."""
     if norm == "none":
-        return None, nnx.Param(jnp.zeros(features), role=Role.BIAS)
+        return None, nnx.Param(jnp.zeros(features), role=Role.BIAS) if bias else None
+    if norm in ("group", "batch"):
+        kind = GroupNormalization if norm == "group" else BatchNormalization
+        return kind(features, before_output=before_output), None
     return Normalization(features, norm=norm, axes=axes, before_output=before_output), None
 
 
@@ -211,6 +266,22 @@ def finish(block: Any, z: jax.Array) -> jax.Array:
     if block.bias is not None:
         z = z + block.bias[...].astype(z.dtype)
     return z
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """The activation of a layer without nonlinearity."""
+    return x
+
+
+def _affine(features: int, before_output: bool) -> tuple[nnx.Param, nnx.Param]:
+    """A normalization's scale and offset at initialization, with their roles."""
+    scale, offset = (Role.OUTPUT_SCALE, Role.OUTPUT_OFFSET) if before_output else (Role.SCALE, Role.OFFSET)
+    return nnx.Param(jnp.ones(features), role=scale), nnx.Param(jnp.zeros(features), role=offset)
+
+
+def _scale_and_shift(norm: Any, x: jax.Array) -> jax.Array:
+    """The second half of a normalization."""
+    return x * norm.scale[...].astype(x.dtype) + norm.offset[...].astype(x.dtype)
 
 
 def check_choice(argument: str, value: str, choices: Any) -> None:

@@ -2,7 +2,23 @@
 
 from nap.networks.atari import QNetwork, Quantiles
 from nap.networks.cnn import CNN
-from nap.networks.functions import Network, as_functions
+from nap.networks.functions import Network, StatefulNetwork, as_functions, as_stateful_functions
 from nap.networks.mlp import MLP
+from nap.networks.resnet import ResNet, resnet_18, resnet_50
+from nap.networks.transformer import Transformer, cross_entropy
 
-__all__ = ["CNN", "MLP", "Network", "QNetwork", "Quantiles", "as_functions"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Network",
+    "QNetwork",
+    "Quantiles",
+    "ResNet",
+    "StatefulNetwork",
+    "Transformer",
+    "as_functions",
+    "as_stateful_functions",
+    "cross_entropy",
+    "resnet_18",
+    "resnet_50",
+]

@@ -15,10 +15,13 @@ from nap.activations import Activation, ActivationName, features_per_unit, make_
 from nap.layers import Conv, Linear, Norm, NormAxes, Output, check_choice, uniform_fan_in
 from nap.noisy import NoisyLinear, NoisyOutput
 
-Torso = Literal["nature", "impala", "flat"]
+Torso = Literal["nature", "impala", "minatar", "flat"]
 """nature: convolutions 32 of 8x8 by 4, 64 of 4x4 by 2, 64 of 3x3, all VALID (Mnih et al., 2015). impala: three sections
 of 16, 32 and 32 channels, each a 3x3 convolution, a max-pool by 2 and two residual blocks (Espeholt et al., 2018).
-flat: none, for small observations."""
+minatar: one convolution, 16 of 3x3, VALID (Young & Tian, 2019). flat: none, for small observations."""
+
+_CONVOLUTIONS = {"nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)), "minatar": ((16, 3, 1),), "flat": ()}
+"""Units, kernel and stride of each layer of the torsos that are nothing but VALID convolutions."""
 
 COSINES = 64
 """How many cosines an implicit quantile network describes a quantile by (Dabney et al., 2018)."""
@@ -56,7 +59,7 @@ class QNetwork(nnx.Module):
         value + advantage - mean advantage.
       noisy: noisy layers in the place of dense ones (Fortunato et al., 2018), which draw from the random key given.
       torso: see `Torso`.
-      observation: frames in an observation, height and width.
+      observation: channels of an observation (its frames, times the planes of one), height and width.
       hidden: units of each hidden dense layer.
       norm: "layer", "rms" or "none".
       norm_axes: see `nap.layers.Conv`.
@@ -93,12 +96,10 @@ class QNetwork(nnx.Module):
             "norm": norm, "activation": activation, "kernel_init": uniform_fan_in, "rngs": rngs,
         }  # fmt: skip
         channels, height, width = observation
-        if torso == "nature":
-            self.torso, shape = _nature(channels, (height, width), norm_axes, common)
-        elif torso == "impala":
+        if torso == "impala":
             self.torso, shape = _impala(channels, (height, width), norm_axes, common)
         else:
-            self.torso, shape = nnx.List(), (height, width, channels)
+            self.torso, shape = _convolutions(_CONVOLUTIONS[torso], channels, (height, width), norm_axes, common)
         features = math.prod(shape)
         if features <= 0:
             raise ValueError(f"an observation of {height}x{width} is too small for the torso {torso!r}")
@@ -135,9 +136,9 @@ class QNetwork(nnx.Module):
         return found | heads
 
     def __call__(
-        self, frames: UInt8[Array, "batch stack height width"], key: Key[Array, ""] | None = None
+        self, frames: UInt8[Array, "batch stack *planes height width"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch actions *atoms"] | Quantiles:
-        """Outputs for a batch of stacked grey frames, 0 to 255, the oldest first.
+        """Outputs for a batch of stacked grey frames, 0 to 255, the oldest first; each may have several planes.
 
         Args:
           frames: the observations.
@@ -150,11 +151,12 @@ class QNetwork(nnx.Module):
         return self.with_activations(frames, key)[0]
 
     def with_activations(
-        self, frames: UInt8[Array, "batch stack height width"], key: Key[Array, ""] | None = None
+        self, frames: UInt8[Array, "batch stack *planes height width"], key: Key[Array, ""] | None = None
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Outputs, and the activations of each hidden layer by its path."""
         quantile_key, *keys = [None] * 5 if key is None else jax.random.split(key, 5)
         batch = frames.shape[0]
+        frames = frames.reshape(batch, -1, *frames.shape[-2:])  # planes are channels as frames are
         x = jnp.moveaxis(frames, 1, -1).astype(self.dtype) / 255  # channels last from here
         activations: dict[str, jax.Array] = {}
         for i, layer in enumerate(self.torso):
@@ -225,12 +227,16 @@ class _Activation(nnx.Module):
         return self.function(x)
 
 
-def _nature(
-    channels: int, size: tuple[int, int], norm_axes: NormAxes, common: dict[str, Any]
+def _convolutions(
+    wanted: Sequence[tuple[int, int, int]],
+    channels: int,
+    size: tuple[int, int],
+    norm_axes: NormAxes,
+    common: dict[str, Any],
 ) -> tuple[Any, tuple[int, int, int]]:
     """The torso, and the height, width and channels of its activations."""
     k, layers, inputs, (height, width) = features_per_unit(common["activation"]), [], channels, size
-    for units, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+    for units, kernel, stride in wanted:
         layers.append(Conv(inputs, units, kernel, stride, norm_axes=norm_axes, **common))
         inputs = k * units
         height, width = ((n - kernel) // stride + 1 for n in (height, width))

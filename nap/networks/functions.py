@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
+from nap import paths
 from nap.paths import PyTree
 
 
@@ -36,6 +37,29 @@ class Network(NamedTuple):
     draws: bool = False
 
 
+class StatefulNetwork(NamedTuple):
+    """The functions of a network that keeps more than parameters, such as BatchNorm's running statistics.
+
+    That other state is `rest`, a pytree to carry beside the parameters and the optimizer's state; it is empty for a
+    network that has none, so that one training loop serves both kinds. Under `jax.grad` it is the auxiliary output:
+    `jax.value_and_grad(loss, has_aux=True)`.
+
+    Attributes:
+      init: `init(key)`, the parameters and the rest from a random key; call it under `jax.jit`.
+      train: `train(params, rest, x)`, the outputs for a batch and the new rest. BatchNorm uses the batch's statistics;
+        this is what `nap.audit` should see: `lambda params, x: network.train(params, rest, x)[0]`.
+      evaluate: `evaluate(params, rest, x)`, the outputs for a batch, with the statistics in `rest`.
+      activations: `activations(params, rest, x)`, as `Network.activations`, in evaluation.
+      readers: as in `Network`.
+    """
+
+    init: Callable[[jax.Array], tuple[PyTree, PyTree]]
+    train: Callable[[PyTree, PyTree, Any], tuple[Any, PyTree]]
+    evaluate: Callable[[PyTree, PyTree, Any], Any]
+    activations: Callable[[PyTree, PyTree, Any], tuple[Any, dict[str, jax.Array]]]
+    readers: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+
+
 class _Module(Protocol):
     def __call__(self, x: Any, /) -> Any: ...
 
@@ -47,8 +71,16 @@ def as_functions(make: Callable[[nnx.Rngs], _Module]) -> Network:
 
     The module may hold parameters only (no batch statistics, no random streams of its own). The readers and whether it
     draws random numbers are those of its attributes `readers` and `draws`, if it has them.
+
+    Raises:
+      ValueError: the module holds more than parameters.
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    if rest := paths.leaves(nnx.state(module, nnx.Not(nnx.Param))):
+        raise ValueError(
+            f"the network holds more than parameters ({next(iter(rest))}), so its outputs are not a function of them "
+            "and the input alone: use as_stateful_functions"
+        )
     graph = nnx.graphdef(module)
 
     def init(key: jax.Array) -> PyTree:
@@ -61,6 +93,32 @@ def as_functions(make: Callable[[nnx.Rngs], _Module]) -> Network:
         return nnx.merge(graph, params).with_activations(x, *key)
 
     return Network(init, apply, activations, getattr(module, "readers", {}), getattr(module, "draws", False))
+
+
+def as_stateful_functions(make: Callable[[nnx.Rngs], _Module]) -> StatefulNetwork:
+    """Pure functions from a constructor such as `lambda rngs: resnet_18(10, rngs=rngs)`, batch statistics and all."""
+    module: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    module.train()
+    training = nnx.graphdef(module)
+    module.eval()
+    evaluation = nnx.graphdef(module)
+
+    def init(key: jax.Array) -> tuple[PyTree, PyTree]:
+        _, params, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
+        return params, rest
+
+    def train(params: PyTree, rest: PyTree, x: Any) -> tuple[Any, PyTree]:
+        # A copy: what is merged is written to, and may belong to another level of tracing.
+        model = nnx.merge(training, params, rest, copy=True)
+        return model(x), nnx.state(model, nnx.Not(nnx.Param))
+
+    def evaluate(params: PyTree, rest: PyTree, x: Any) -> Any:
+        return nnx.merge(evaluation, params, rest)(x)
+
+    def activations(params: PyTree, rest: PyTree, x: Any) -> tuple[Any, dict[str, jax.Array]]:
+        return nnx.merge(evaluation, params, rest).with_activations(x)
+
+    return StatefulNetwork(init, train, evaluate, activations, getattr(module, "readers", {}))
 
 
 def in_a_row(layers: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Normalized layers: gradients against finite differences in float64, dead units revived, formulas against Flax."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -7,7 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nap.layers import Conv, Linear, Normalization, Output, normalize, uniform_fan_in
+from nap import paths
+from nap.layers import (
+    BatchNormalization,
+    Conv,
+    GroupNormalization,
+    Linear,
+    Normalization,
+    Output,
+    normalize,
+    uniform_fan_in,
+)
 from nap.networks import MLP, QNetwork, as_functions
 from nap.roles import Role
 
@@ -42,6 +53,52 @@ def test_normalization_gradient_equals_that_of_flax(norm, axes):
     ours = jax.grad(lambda x: jnp.sum(weight * normalize(x, norm, axes)))(x)
     theirs = jax.grad(lambda x: jnp.sum(weight * reference(x)))(x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+MAPS = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 12)) * jnp.arange(1, 13)
+SCALE, OFFSET = jax.random.normal(jax.random.key(1), (2, 12))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(64, 32), (512, 32), (48, 8), (16, 8), (12, 2), (2, 1), (1, 1), (7, 1)]
+)
+def test_groups_of_channels_are_equal_and_have_at_least_two(channels, groups):
+    assert GroupNormalization(channels).groups == groups
+
+
+def test_group_normalization_equals_flax():
+    layer = GroupNormalization(12)
+    layer.scale[...], layer.offset[...] = SCALE, OFFSET
+    affine = {"params": {"scale": SCALE, "bias": OFFSET}}
+    np.testing.assert_allclose(layer(MAPS), nn.GroupNorm(2).apply(affine, MAPS), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(layer(MAPS[0]), layer(MAPS)[0], rtol=2e-5, atol=2e-5)  # a single image
+
+
+def test_batch_normalization_equals_flax_in_training_and_in_evaluation():
+    layer = BatchNormalization(12)
+    layer.scale[...], layer.offset[...] = SCALE, OFFSET
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-6)
+    variables = {
+        "params": {"scale": SCALE, "bias": OFFSET},
+        "batch_stats": {"mean": jnp.zeros(12), "var": jnp.ones(12)},
+    }
+    for batch in (MAPS, 2 * MAPS - 1):
+        expected, stats = theirs.apply(variables, batch, use_running_average=False, mutable="batch_stats")
+        variables |= stats
+        np.testing.assert_allclose(layer(batch), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer.mean[...], variables["batch_stats"]["mean"], rtol=1e-5)
+    np.testing.assert_allclose(layer.variance[...], variables["batch_stats"]["var"], rtol=1e-5)
+    layer.eval()
+    expected, running = theirs.apply(variables, MAPS, use_running_average=True), layer.mean[...]
+    np.testing.assert_allclose(layer(MAPS), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(layer.mean[...], running)
+
+
+def test_batch_normalization_takes_its_statistics_in_float32():
+    layer = BatchNormalization(1)
+    maps = jnp.full((1, 1, 1024, 1), 1.0, jnp.bfloat16).at[0, 0, 0].set(3.0)  # a sum that bfloat16 can't count to
+    assert layer(maps).dtype == jnp.bfloat16
+    assert float(layer.mean[0]) == pytest.approx(0.1 * (1 + 2 / 1024), rel=1e-6)
 
 
 @KINDS
@@ -103,6 +160,23 @@ def test_there_is_no_bias_before_a_normalization(norm):
     assert set(nnx.split(Linear(4, 5, norm="none", rngs=nnx.Rngs(0)))[1]) == {"kernel", "bias"}
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms", "group", "batch"])
+def test_a_normalized_convolution_has_no_bias(norm):
+    params = nnx.split(Conv(4, 5, 3, norm=norm, rngs=nnx.Rngs(0)), nnx.Param, ...)[1]
+    assert set(paths.leaves(params)) == {"kernel", "norm/scale", "norm/offset"}
+
+
+def test_a_bias_can_be_left_out():
+    x = jax.random.normal(jax.random.key(0), (2, 4))
+    for layer in (
+        Linear(4, 5, norm="none", bias=False, activation="tanh", rngs=nnx.Rngs(0)),
+        Output(4, 5, bias=False, rngs=nnx.Rngs(0)),
+    ):
+        assert set(nnx.split(layer)[1]) == {"kernel"}
+        z = x @ layer.kernel[...]
+        np.testing.assert_allclose(layer(x), jnp.tanh(z) if isinstance(layer, Linear) else z, rtol=1e-5)
+
+
 def test_roles_are_declared():
     assert Normalization(3, norm="layer").scale.get_metadata()["role"] == Role.SCALE
     assert Normalization(3, norm="layer", before_output=True).offset.get_metadata()["role"] == Role.OUTPUT_OFFSET
@@ -143,6 +217,7 @@ def test_bfloat16_inputs_give_bfloat16_outputs():
             lambda: Linear(2, 3, norm="batch", rngs=nnx.Rngs(0)),
             "norm must be one of 'none', 'layer', 'rms', got 'batch'",
         ),
+        (lambda: Conv(2, 3, 3, norm="bach", rngs=nnx.Rngs(0)), "norm must be one of .*'group', 'batch', got 'bach'"),
         (lambda: Conv(2, 3, 3, norm_axes="height", rngs=nnx.Rngs(0)), "norm_axes must be one of"),
         (lambda: MLP(2, [], 3, rngs=nnx.Rngs(0)), "at least one hidden layer"),
     ],

@@ -14,7 +14,7 @@ from flax import nnx
 
 from nap import paths
 from nap.layers import Conv, uniform_fan_in
-from nap.networks import CNN, MLP, Network, QNetwork, as_functions
+from nap.networks import CNN, MLP, Network, QNetwork, as_functions, as_stateful_functions
 from nap.networks.cnn import max_pool
 
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 9, 8, 2))  # a row too many for the first max-pool
@@ -245,9 +245,66 @@ def test_a_module_that_does_not_tell_its_readers_has_none():
     assert made.apply(made.init(jax.random.key(0)), jnp.ones((1, 2))).tolist() == [[2.0, 2.0, 2.0]]
 
 
+class Centred(nnx.Module):
+    """A map of its input less the running mean of what it has seen."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (2, 3)))
+        self.seen = nnx.BatchStat(jnp.zeros(2))
+        self.use_running_average = False
+
+    def __call__(self, x):
+        return self.with_activations(x)[0]
+
+    def with_activations(self, x):
+        if not self.use_running_average:
+            self.seen[...] = 0.5 * self.seen[...] + 0.5 * jnp.mean(x, axis=0)
+        centred = x - self.seen[...]
+        return centred @ self.kernel[...], {"centred": centred}
+
+
+def test_a_network_with_other_state_by_hand():
+    made, x = as_stateful_functions(Centred), jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    params, rest = jax.jit(made.init)(jax.random.key(0))
+    assert set(paths.leaves(params)) == {"kernel"} and set(paths.leaves(rest)) == {"seen"}
+
+    @jax.jit
+    def step(params, rest):
+        def loss(params):
+            outputs, seen = made.train(params, rest, x)
+            return jnp.sum(outputs), seen
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, once = step(params, rest)
+    np.testing.assert_allclose(gradient["kernel"][...], jnp.tile(jnp.array([[2.0], [4.0]]), 3))  # x less [1, 2]
+    assert once["seen"][...].tolist() == [1.0, 2.0] and rest["seen"][...].tolist() == [0.0, 0.0]
+    assert jax.tree.structure(once) == jax.tree.structure(rest)
+    twice = step(params, once)[1]
+    assert twice["seen"][...].tolist() == [1.5, 3.0]
+    np.testing.assert_allclose(
+        made.evaluate(params, twice, x), (x - jnp.array([1.5, 3.0])) @ params["kernel"][...], rtol=1e-5
+    )
+    outputs, activations = made.activations(params, twice, x)
+    np.testing.assert_array_equal(outputs, made.evaluate(params, twice, x))
+    assert activations["centred"].tolist() == [[-0.5, -1.0], [1.5, 3.0]]
+
+
+def test_a_network_without_other_state_has_an_empty_rest():
+    plain, stateful = network("mlp"), as_stateful_functions(mlp("layer", "relu"))
+    params, rest = stateful.init(jax.random.key(0))
+    assert not jax.tree.leaves(rest) and stateful.readers == plain.readers
+    jax.tree.map(np.testing.assert_array_equal, params, plain.init(jax.random.key(0)))
+    outputs, after = stateful.train(params, rest, IMAGES)
+    assert jax.tree.structure(after) == jax.tree.structure(rest)
+    for other in (stateful.evaluate(params, rest, IMAGES), plain.apply(params, IMAGES)):
+        np.testing.assert_array_equal(outputs, other)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: as_functions(Centred), r"holds more than parameters \(seen\).* use as_stateful_functions"),
         (lambda: CNN((3, 9, 1), 2, rngs=nnx.Rngs(0)), "images of 3x9 are too small for 2 max-pools: .* 4x4 or larger"),
         (lambda: CNN((8, 8), 2, rngs=nnx.Rngs(0)), r"\(height, width, channels\) of an image, got \(8, 8\)"),
         (lambda: CNN((8, 8, 1), 2, channels=(), rngs=nnx.Rngs(0)), "at least one convolution and one dense layer"),

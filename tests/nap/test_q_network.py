@@ -105,7 +105,9 @@ def test_quantiles_are_evenly_spaced_without_a_key_and_drawn_for_each_example_wi
 
 
 COMBINATIONS = list(
-    itertools.product(["nature", "impala", "flat"], [{}, {"atoms": 5}, {"quantile_samples": 6}], *[[False, True]] * 2)
+    itertools.product(
+        ["nature", "impala", "minatar", "flat"], [{}, {"atoms": 5}, {"quantile_samples": 6}], *[[False, True]] * 2
+    )
 )
 
 
@@ -166,6 +168,36 @@ def test_dueling_streams_read_the_torso_and_nothing_else(noisy):
     q, moved = apply(params, frames), apply(paths.replace(params, changed), frames)
     np.testing.assert_allclose(moved, q, rtol=1e-3, atol=1e-3)
     assert not np.allclose(apply(paths.replace(params, dict(list(changed.items())[:-1])), frames), q, atol=1e-2)
+
+
+@pytest.mark.parametrize("torso", ["minatar", "flat"])
+def test_planes_are_channels_as_frames_are(torso):
+    made = network(torso=torso, observation=(2 * 3, 10, 9), hidden=8)
+    params, _ = random_params(made)
+    frames = jnp.asarray(np.random.default_rng(2).integers(0, 256, (BATCH, 2, 3, 10, 9)), jnp.uint8)
+    apply = jax.jit(made.apply)
+    q = apply(params, frames)
+    np.testing.assert_array_equal(q, apply(params, frames.reshape(BATCH, 6, 10, 9)))
+    assert not np.allclose(q, apply(params, frames[:, :, ::-1]), atol=1e-2), "their order counts"
+
+
+def test_the_minatar_torso_equals_a_flax_layer():
+    made = network(torso="minatar", observation=(8, 10, 10), hidden=16, norm="none")
+    params, leaves = random_params(made)
+    frames = jnp.asarray(np.random.default_rng(2).integers(0, 256, (BATCH, 2, 4, 10, 10)), jnp.uint8)
+    weights = {name: jnp.asarray(leaves[f"torso/0/{name}"], jnp.float32) for name in ("kernel", "bias")}
+    x = jnp.moveaxis(frames.reshape(BATCH, 8, 10, 10), 1, -1) / 255
+    x = nn.relu(nn.Conv(16, (3, 3), padding="VALID").apply({"params": weights}, x)).reshape(BATCH, -1)
+    assert x.shape == (BATCH, 8 * 8 * 16)
+    expected = stream(leaves, "", np.asarray(x, np.float64))
+    np.testing.assert_allclose(jax.jit(made.apply)(params, frames), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_minatar_network_has_its_size():
+    """Young & Tian's, for the four planes of Breakout: 10 -> 8 by a 3x3 convolution; then 128 units."""
+    convolution, dense = 9 * 4 * 16 + 16, 8 * 8 * 16 * 128 + 128 + 128 * 6 + 6
+    made = network(6, torso="minatar", observation=(4, 10, 10), hidden=128, norm="none")
+    assert size(made) == convolution + dense == 132_566
 
 
 def test_the_impala_torso_equals_flax_layers():
@@ -239,9 +271,10 @@ def test_the_output_starts_small_behind_a_normalization(noisy):
     ("options", "message"),
     [
         ({"atoms": 5, "quantile_samples": 5}, "a network has atoms or quantile_samples, not both"),
-        ({"torso": "resnet"}, "torso must be one of 'nature', 'impala', 'flat', got 'resnet'"),
+        ({"torso": "resnet"}, "torso must be one of 'nature', 'impala', 'minatar', 'flat', got 'resnet'"),
         ({"observation": (4, 35, 84)}, "an observation of 35x84 is too small for the torso 'nature'"),
         ({"observation": (4, 10, 5)}, "an observation of 10x5 is too small"),
+        ({"observation": (4, 2, 3), "torso": "minatar"}, "an observation of 2x3 is too small for the torso 'minatar'"),
         ({"norm": "batch"}, "norm must be one of"),
     ],
 )
