@@ -86,7 +86,7 @@ def make_replay_for(
     capacity: int,
     num_envs: int,
     batch_size: int,
-    frame_shape: tuple[int, int],
+    frame_shape: tuple[int, ...],
     *,
     priority_exponent: float,
     uniform_probability: float,

@@ -37,7 +37,7 @@ def make_prioritized_replay(
     batch_size: int,
     stack: int = 4,
     n_step: int = 1,
-    frame_shape: tuple[int, int] = (84, 84),
+    frame_shape: tuple[int, ...] = (84, 84),
     *,
     exponent: float = 0.5,
     uniform_probability: float = 1e-3,
@@ -54,7 +54,7 @@ def make_prioritized_replay(
         batch_size: sequences that one `sample` draws.
         stack: frames in an observation.
         n_step: rewards in a return.
-        frame_shape: height and width of a frame.
+        frame_shape: of a frame: height and width, after the number of planes if it has several.
         exponent: how much priorities count: 0 not at all, 1 fully.
         uniform_probability: share of the draws that is uniform.
 

@@ -38,8 +38,8 @@ ReplayState = Any
 class Step(NamedTuple):
     """One agent step: o_t and what followed. Leading axes: environments when added, batch and time when sampled."""
 
-    frame: UInt8[Array, "*batch height width"]
-    """The newest frame of the observation o_t."""
+    frame: UInt8[Array, "..."]
+    """The newest frame of the observation o_t, [*batch, *frame_shape]."""
     action: Int[Array, "*batch"]
     """a_t, int32, taken in o_t."""
     reward: Float[Array, "*batch"]
@@ -57,13 +57,14 @@ class Transition(NamedTuple):
     last axis here costs two thirds of the sampling again; a network does it for nothing as it makes floats of them.
     """
 
-    s_tm1: UInt8[Array, "*batch stack height width"]
+    s_tm1: UInt8[Array, "..."]
+    """The observation, [*batch, stack, *frame_shape]."""
     a_tm1: Int[Array, "*batch"]
     r_t: Float[Array, "*batch"]
     """Sum of up to n discounted rewards."""
     discount_t: Float[Array, "*batch"]
     """gamma^k after k steps, 0 after a termination or a lost life."""
-    s_t: UInt8[Array, "*batch stack height width"]
+    s_t: UInt8[Array, "..."]
     """The observation k steps on. Arbitrary where `discount_t` is 0."""
     weight: Float[Array, "*batch"]
     """1, or 0 for a sample that must not count: its own step was truncated and has no successor."""
@@ -106,7 +107,7 @@ class Replay(NamedTuple):
     """Device memory that one of them takes."""
 
 
-def _empty_step(frame_shape: tuple[int, int]) -> Step:
+def _empty_step(frame_shape: tuple[int, ...]) -> Step:
     """A step of zeros, which has the shapes and types that a stored one must have."""
     return Step(
         frame=jnp.zeros(frame_shape, jnp.uint8),
@@ -117,7 +118,7 @@ def _empty_step(frame_shape: tuple[int, int]) -> Step:
     )
 
 
-def replay_bytes(capacity: int, frame_shape: tuple[int, int] = (84, 84)) -> int:
+def replay_bytes(capacity: int, frame_shape: tuple[int, ...] = (84, 84)) -> int:
     """Device memory in bytes for a replay of `capacity` steps: 7,069 a step for Atari, 7.07 GB for a million."""
     step = jax.eval_shape(lambda: _empty_step(frame_shape))
     return capacity * sum(leaf.size * leaf.dtype.itemsize for leaf in step)
@@ -129,7 +130,7 @@ def make_replay(
     batch_size: int,
     stack: int = 4,
     n_step: int = 1,
-    frame_shape: tuple[int, int] = (84, 84),
+    frame_shape: tuple[int, ...] = (84, 84),
 ) -> Replay:
     """Makes a uniform replay of single frames, one ring for each environment, all of them written in step.
 
@@ -142,7 +143,7 @@ def make_replay(
         batch_size: sequences that one `sample` draws.
         stack: frames in an observation.
         n_step: rewards in a return.
-        frame_shape: height and width of a frame.
+        frame_shape: of a frame: height and width, after the number of planes if it has several.
 
     Returns:
         A `Replay`.
@@ -190,7 +191,7 @@ class RingFunctions(NamedTuple):
 
 
 def make_ring(
-    capacity: int, num_envs: int, batch_size: int, stack: int, n_step: int, frame_shape: tuple[int, int]
+    capacity: int, num_envs: int, batch_size: int, stack: int, n_step: int, frame_shape: tuple[int, ...]
 ) -> RingFunctions:
     """The ring of a replay; the arguments and errors are those of `make_replay`."""
     for name, value in (("num_envs", num_envs), ("batch_size", batch_size), ("stack", stack), ("n_step", n_step)):
@@ -283,7 +284,7 @@ def transitions(sequence: Step, *, stack: int, n_step: int, gamma: float, clip_r
 
     index = jnp.arange(length)
 
-    def stack_at(end: Int[Array, ""] | int) -> UInt8[Array, "stack height width"]:
+    def stack_at(end: Int[Array, ""] | int) -> UInt8[Array, "stack *frame"]:
         """The frames up to index `end`; `take` fills in zeros for those that an index out of range stands for."""
         episode_start = jnp.where(sequence.first & (index <= end), index, 0).max()
         window = end - now + jnp.arange(stack)

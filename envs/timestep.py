@@ -28,14 +28,15 @@ class TimeStep(NamedTuple):
     of the new one; the old one's last observation is not given (its discount is 0, or it was truncated).
 
     Attributes:
-        observation: uint8, grey, oldest frame first. At an episode's start all but the newest frame are 0.
+        observation: uint8, grey, oldest frame first; in some games of JAX each frame has several planes. At an
+            episode's start all but the newest frame are 0.
         reward: summed over the skipped frames, unclipped. 0 at a reset.
         discount: 0 where the game ended, or a life was lost under "zero-discount"; else 1, also where truncated.
         first: whether the observation is the first of an episode: the step before it ended one, whichever way.
         episodes: those that this step ended, by environment.
     """
 
-    observation: UInt8[np.ndarray, "num_envs stack height width"]
+    observation: UInt8[np.ndarray, "num_envs stack *planes height width"]
     reward: Float32[np.ndarray, " num_envs"]
     discount: Float32[np.ndarray, " num_envs"]
     first: Bool[np.ndarray, " num_envs"]

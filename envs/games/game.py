@@ -32,15 +32,15 @@ class Game(NamedTuple):
     Attributes:
         reset: `reset(key)`, a new episode.
         step: `step(state, action, key)`, one action; after it ended the episode the state is not stepped again.
-        frame: `frame(state)`, what is to be seen, grey, uint8.
+        frame: `frame(state)`, what is to be seen, uint8: grey, or planes of grey.
         num_actions: how many actions there are: 0 to num_actions - 1.
-        shape: height and width of a frame.
+        shape: of a frame: height and width, after the number of planes if it has several.
         max_steps: steps after which an episode that goes on is truncated.
     """
 
     reset: Callable[[jax.Array], State]
     step: Callable[[State, Int[Array, ""], jax.Array], Outcome]
-    frame: Callable[[State], UInt8[Array, "height width"]]
+    frame: Callable[[State], UInt8[Array, "*planes height width"]]
     num_actions: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     max_steps: int

@@ -27,7 +27,7 @@ class Playing(NamedTuple):
     """
 
     state: State
-    stack: UInt8[Array, "stack height width"]
+    stack: UInt8[Array, "stack *planes height width"]
     steps: Int[Array, ""]
     earned: Float[Array, ""]
     key: Key[Array, ""]
@@ -76,7 +76,7 @@ class GameEnvs:
     Attributes:
         num_envs: as given.
         num_actions: how many there are to choose from.
-        observation_shape: of one environment: (stack, height, width).
+        observation_shape: of one environment: the frames in it, then the shape of one.
     """
 
     def __init__(self, game: Game, *, num_envs: int, seed: int, stack: int = 4, frames_per_step: int = 1) -> None:

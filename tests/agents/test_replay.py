@@ -384,13 +384,35 @@ def test_a_step_of_another_shape_or_type_is_refused(wrong, message, kind):
         replay.add(replay.init(), counting_step(0, 2)._replace(**wrong))
 
 
-@pytest.mark.parametrize("frame_shape", [SHAPE, (84, 84)])
+@pytest.mark.parametrize("frame_shape", [SHAPE, (84, 84), (10, 10, 10)])
 def test_bytes_are_those_of_the_state(frame_shape):
     replay = make_replay(100, 4, 8, frame_shape=frame_shape)
     state = jax.eval_shape(replay.init)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in state.experience)
     assert held == replay_bytes(100, frame_shape) == replay.capacity * replay.bytes_per_step
     assert replay_bytes(1_000_000) == 7_069_000_000
+
+
+@KINDS
+def test_frames_of_several_planes_come_out_as_they_went_in(kind):
+    """Twelve steps of one environment, with an episode that begins at the fifth; each stack against what was added."""
+    shape, rng = (3, 2, 4), np.random.default_rng(0)
+    frames = rng.integers(1, 256, (12, 1, *shape)).astype(np.uint8)
+    replay = MAKERS[kind](12, 1, 64, stack=2, n_step=1, frame_shape=shape)
+    state = replay.init()
+    for time, frame in enumerate(frames):
+        state = replay.add(state, counting_step(time, 1)._replace(frame=frame, first=np.array([time == 4])))
+    steps = replay.sample(state, jax.random.key(0)).steps
+    assert steps.frame.shape == (64, 3, *shape)
+    made = jax.vmap(functools.partial(transitions, stack=2, n_step=1, gamma=GAMMA, clip_reward=False))(steps)
+    assert made.s_tm1.shape == made.s_t.shape == (64, 2, *shape)
+    assert {*made.a_tm1.tolist()} == {*range(1, 11)}
+    for time, before, after, weight in zip(made.a_tm1.tolist(), made.s_tm1, made.s_t, made.weight, strict=True):
+        older = np.zeros(shape) if time == 4 else frames[time - 1, 0]
+        np.testing.assert_array_equal(before, [older, frames[time, 0]])
+        assert weight == (time != 3)  # the step before the start was truncated
+        if weight:
+            np.testing.assert_array_equal(after, [frames[time, 0], frames[time + 1, 0]])
 
 
 @KINDS

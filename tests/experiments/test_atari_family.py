@@ -1,8 +1,10 @@
 """The Atari experiment's agents: published constants, what can be taken out, several games, memory, exact resume."""
 
 import dataclasses
+import importlib.util
 import random
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import pytest
 from atari_command import bits, command_line, final_state, finish, folder_of, records, start
 
 from agents.family import FAMILY
+from agents.replay import Step
 from experiments import atari, harness
 from experiments.atari.config import PRESETS, Config, resolve
 from experiments.harness import memory
 from experiments.harness.catalogue import dispatch
 from experiments.harness.methods import NapConfig, learning_rate, make_optimizer, parse_method
 from experiments.harness.rivals import RivalsConfig, Setting
+from nap import paths
 from nap.networks import Network
 
 FRAMES_PER_UPDATE = 16
@@ -168,6 +172,66 @@ def test_bad_input_is_one_line(changes, line, tmp_path, capsys):
 
 
 # --- Games, memory, evaluation ---------------------------------------------------------------------------------------
+
+needs_pgx = pytest.mark.skipif(importlib.util.find_spec("pgx") is None, reason="pgx (the extra jaxenvs) is optional")
+
+
+@pytest.mark.parametrize(
+    ("game", "frame", "first", "hidden"),
+    [
+        ("catch", (10, 5), None, (200, 512)),
+        ("bricks", (10, 10), None, (400, 512)),
+        ("moving-goals-5", (10, 10), None, (400, 512)),
+        pytest.param("minatar-seaquest", (10, 10, 10), (3, 3, 40, 16), (1024, 128), marks=needs_pgx),
+        ("pong", (84, 84), (8, 8, 4, 32), (3136, 512)),
+    ],
+)
+def test_the_network_and_the_replay_fit_the_game(game, frame, first, hidden):
+    """The kernels of the torso's first layer and of the hidden one, and what the replay stores."""
+    config = resolve(Config(game=game, agent="dqn", replay_capacity=400))
+    made = jax.eval_shape(atari.build(config, 3, (4, *frame)).init, jax.random.key(0))
+    assert made.replay.experience.frame.shape == (8, 50, *frame)
+    shapes = {path: leaf.shape for path, leaf in paths.leaves(made.agent.params).items()}
+    assert (shapes.get("torso/0/kernel"), shapes["hidden/kernel"]) == (first, hidden)
+
+
+@pytest.mark.parametrize(
+    "game", ["bricks", "moving-goals-1", "switching-dim", pytest.param("minatar-breakout", marks=needs_pgx)]
+)
+def test_every_kind_of_game_is_played_by_its_name(game):
+    """A reset, a step and the replay's step, as the loop has them."""
+    config = resolve(Config(game=game, agent="dqn", num_envs=2, replay_capacity=400))
+    environments = atari.make_environments(config)
+    functions = atari.build(config, environments.num_actions, environments.observation_shape)
+    state = jax.eval_shape(functions.init, jax.random.key(0))
+    before = environments.reset(0)
+    environments.send(np.zeros(2, np.int32))
+    after = environments.recv()
+    assert after.observation.shape == (2, *environments.observation_shape)
+    step = Step(before.observation[:, -1], np.zeros(2, np.int32), after.reward, after.discount, before.first)
+    jax.eval_shape(functions.add, state.replay, step)
+
+
+@pytest.mark.parametrize(
+    ("game", "near"),
+    [
+        ("brick", "bricks"),
+        ("Switching-Dim", "switching-dim"),
+        ("minatar-breakot", "minatar-breakout"),
+        ("minatar-space-invaders", "minatar-space_invaders"),
+    ],
+)
+def test_a_misspelt_game_of_ours_is_told(game, near, tmp_path, capsys):
+    assert dispatch(arguments(tmp_path, game=game)) == 2
+    assert capsys.readouterr().err == f"error: --game: unknown game '{game}'; did you mean '{near}'?\n"
+
+
+def test_a_game_that_needs_a_package_says_so_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pgx.minatar.breakout", None)  # as if it were not installed
+    assert dispatch(arguments(tmp_path, game="minatar-breakout")) == 2
+    wanted = "minatar-breakout needs pgx: `pip install pgx`, or the extra jaxenvs"
+    assert capsys.readouterr().err == f"error: --game: {wanted}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_games_are_run_one_after_another(tmp_path, monkeypatch):
