@@ -55,14 +55,27 @@ class Schedule:
     Attributes:
       update_period: agent steps for each update.
       learning_starts: agent steps before the first update.
-      log_every: updates between log entries; the first update is logged too, as the point all norms start from.
-      epsilon: exploration at an agent step.
+      log_every: updates between log entries, see `logged`.
+      epsilon: exploration at an agent step, counted from the beginning of the run.
+      begun_steps: agent steps that had been taken when the present task began, from which the others count.
+      begun_updates: updates that had been made then.
     """
 
     update_period: int
     learning_starts: int
     log_every: int
     epsilon: Callable[[int], float]
+    begun_steps: int = 0
+    begun_updates: int = 0
+
+    def updates_by(self, taken: int) -> int:
+        """Updates of the whole run that are due before the step that follows `taken` ones."""
+        return self.begun_updates + max(0, taken - self.begun_steps - self.learning_starts) // self.update_period
+
+    def logged(self, updates: int) -> bool:
+        """Whether this update is told of: a task's first, from which its norms start, and every n-th."""
+        of_task = updates - self.begun_updates
+        return of_task == 1 or of_task % self.log_every == 0
 
 
 class LoopState(NamedTuple):
@@ -124,7 +137,7 @@ class Hooks(NamedTuple):
     Attributes:
       on_step: `on_step(agent_steps)`, after every step of the environments.
       on_loss: `on_loss(updates, loss)`, for every update, a step late.
-      on_log: `on_log(log)`, at the first update and every `Schedule.log_every` updates.
+      on_log: `on_log(log)`, at the updates that `Schedule.logged` names.
     """
 
     on_step: Callable[[int], None]
@@ -228,7 +241,7 @@ def train(
     # The emulators take a second to start and need no Python for it: the learner is compiled meanwhile.
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(environments.reset, seed)
-        first = functions.learn if updates else functions.measure
+        first = functions.measure if schedule.logged(updates + 1) else functions.learn
         first.lower(agent, replay_state, learn_key).compile()
         time_step = starting.result()
     for _ in range(steps // environments.num_envs):
@@ -237,9 +250,9 @@ def train(
         actions = np.asarray(actions)  # waits for the updates of the last step
         environments.send(actions)
         fetch()
-        while updates < (taken - schedule.learning_starts) // schedule.update_period:
+        while updates < schedule.updates_by(taken):
             updates += 1
-            if updates == 1 or updates % schedule.log_every == 0:
+            if schedule.logged(updates):
                 agent, replay_state, loss, measured = functions.measure(agent, replay_state, learn_key)
                 logging[updates] = (taken, epsilon, measured)
             else:

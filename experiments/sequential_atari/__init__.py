@@ -1,0 +1,272 @@
+"""Games one after another, the whole list more than once: does an agent go on learning?
+
+One agent plays a sequence of games, `--passes` times; the same is then trained on each game alone, from fresh weights
+and for as many frames, and is what its visits are measured by. Games of ale-py are stepped from Python, one seed at a
+time. Of games in JAX whole runs are compiled, and all seeds of a run are trained side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence as ListOf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.loops import Log, Schedule
+from envs.games import GAMES
+from envs.scores import human_normalised
+from envs.sequence import Visit
+from experiments import atari, harness
+from experiments.atari.config import FRAME_SKIP
+from experiments.harness.grid import with_options
+from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.methods import learning_rate
+from experiments.harness.seeds import use_all_cores
+from experiments.sequential_atari.config import PRESETS, Config, of_visit, resolve
+from experiments.sequential_atari.players import InJax, OnTheHost, State
+from nap import schedules
+
+NAME = "sequential-atari"
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """A command for each sequence that a command line stands for. Raises harness.UserError."""
+    config, options = _parse(argv)
+    return [
+        harness.Job(
+            (NAME, *with_options(argv, {"--seeds": one.seeds, "--seed": one.seed})),
+            tuple(folder_of(each, options.out) for each in (one, *references(one))),
+        )
+        for one in _by_run(config, options)
+    ]
+
+
+def run(config: Config, options: harness.RunOptions) -> list[Path]:
+    """The sequence, then each of its tasks alone; from the beginning, or from where they were left.
+
+    Returns:
+        Their folders.
+    """
+    harness.enable_compilation_cache()
+    return [_run_one(each, options) for each in (config, *references(config))]
+
+
+def references(config: Config) -> list[Config]:
+    """A fresh agent for each task alone, with the same budget; none for a sequence of one visit."""
+    sequence = config.sequence
+    if len(sequence.visits) == 1:
+        return []
+    alone = [dataclasses.replace(config, tasks=task.name, frames=task.frames, passes=1) for task in sequence.tasks]
+    return list(dict.fromkeys(alone))
+
+
+def folder_of(config: Config, out: Path) -> Path:
+    """The folder of the run of a resolved configuration, there or not."""
+    return harness.run_folder(NAME, config, out=out, label=_label(config))
+
+
+def _main(argv: list[str]) -> int:
+    use_all_cores()
+    config, options = _parse(argv)
+    exit_code = 0
+    for one in _by_run(config, options):
+        try:
+            run(one, options)
+        except harness.NonFinite as error:
+            harness.print_error(error)
+            exit_code = error.exit_code
+    return exit_code
+
+
+def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
+    return harness.parse_command(Config, argv, name=NAME, description=__doc__, presets=PRESETS)
+
+
+def _by_run(config: Config, options: harness.RunOptions) -> list[Config]:
+    """The resolved configuration of each run: one for all seeds of games in JAX, else one a seed."""
+    config = resolve(config)
+    if config.in_jax:
+        return [dataclasses.replace(config, seeds=options.seeds)]
+    return [dataclasses.replace(config, seed=config.seed + i) for i in range(options.seeds)]
+
+
+def _label(config: Config) -> str:
+    tasks = config.sequence.tasks
+    what = tasks[0].name.replace(":", "-") if len(tasks) == 1 else f"{len(tasks)}games{config.passes}passes"
+    schedule = config.optimizer.schedule
+    method = config.method if schedule == "constant" else f"{config.method}-{schedule}"
+    return f"{what}-{config.agent}-{method}-seed{config.seed}"
+
+
+def _run_one(config: Config, options: harness.RunOptions) -> Path:
+    with harness.open_run(
+        NAME,
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=config.sequence.frames,
+    ) as opened:
+        if not opened.done:
+            _run(config, opened)
+        return opened.folder
+
+
+def _run(config: Config, opened: harness.Run) -> None:
+    player = (InJax if config.in_jax else OnTheHost)(config, span_of(config))
+    begun = player.init()
+    needed = bytes_of(begun)
+    opened.progress.say(
+        require_memory("replay, networks and optimizers", needed, player.device, "take a smaller --replay-capacity")
+    )
+    visits = config.sequence.visits
+    scores = np.full((len(visits), config.seeds), np.nan)
+    done, (saved, scores) = opened.restore((player.saved(begun), scores))
+    state = player.loaded(saved, begun)
+    del begun
+    iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
+    while done < len(iterations):
+        visit = iterations[done]
+        recorder = _Recorder(config, opened, visit)
+        if visit.number > 0 and iterations[done - 1] is not visit:
+            state = player.switch(state, visits[visit.number - 1].place, visit.place)
+        started = time.monotonic()
+        state = player.train(state, visit, _schedule(config, visit), done, recorder)
+        frames = FRAME_SKIP * int(state.loop.agent_steps)
+        opened.record_timing(
+            {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
+        )
+        done += 1
+        scores[visit.number] = recorder.evaluated(
+            "eval", state, visit.task.name, player.evaluate(state, visit, visit.place, done)
+        )
+        if done == len(iterations) or iterations[done] is not visit:
+            _evaluate_all(config, player, state, visit, done, recorder)
+        opened.save(done, (player.saved(state), scores))
+        opened.check_interrupted()
+    opened.finish(
+        {"frames": config.sequence.frames}
+        | {f"eval/return/visit{visit.number + 1}": _mean(scores[visit.number]) for visit in visits}
+    )
+
+
+def _evaluate_all(
+    config: Config, player: InJax | OnTheHost, state: State, visit: Visit, done: int, recorder: _Recorder
+) -> None:
+    """At a visit's end every task is played, without learning: what is forgotten, and what a new one profits from."""
+    for place, task in enumerate(config.sequence.tasks):
+        recorder.evaluated("all", state, task.name, player.evaluate(state, visit, place, done))
+
+
+def span_of(config: Config) -> atari.Span:
+    """The updates of the whole sequence, and the learning rate at each."""
+    each = [config.updates_of(visit.task.frames) for visit in config.sequence.visits]
+    if config.rate == "go-on":
+        rate = learning_rate(config.optimizer, sum(each))
+    else:
+        rate = schedules.consecutive([learning_rate(config.optimizer, updates) for updates in each], each)
+    return atari.Span(sum(each), each[0] if len(set(each)) == 1 else 0, rate)
+
+
+def _schedule(config: Config, visit: Visit) -> Schedule:
+    of_task, start = of_visit(config, visit.task.game, visit.task.frames), visit.start // FRAME_SKIP
+
+    def epsilon(agent_steps: int) -> float:
+        return atari.epsilon_at(of_task, agent_steps - (start if config.exploration == "restart" else 0))
+
+    return Schedule(
+        update_period=config.update_period,
+        learning_starts=config.min_replay_frames // FRAME_SKIP,
+        log_every=config.log_every,
+        epsilon=epsilon,
+        begun_steps=start,
+        begun_updates=sum(config.updates_of(v.task.frames) for v in config.sequence.visits[: visit.number]),
+    )
+
+
+def _mean(values: ListOf[float] | np.ndarray) -> float | None:
+    return float(np.mean(values)) if len(values) and np.all(np.isfinite(values)) else None
+
+
+class _Recorder:
+    """Writes down what an iteration of a visit finds, for each seed."""
+
+    def __init__(self, config: Config, opened: harness.Run, visit: Visit) -> None:
+        self._config, self._opened, self._visit = config, opened, visit
+        self._rate = span_of(config).rate
+        self._returns = np.full(config.seeds, np.nan)
+
+    def on_step(self, agent_steps: int) -> None:
+        """After a stretch, or a step."""
+        self._opened.check_interrupted()
+        task = f"{self._visit.task.name} ({self._visit.number + 1}/{len(self._config.sequence.visits)})"
+        shown = {"return": f"{np.nanmean(self._returns):.1f}"} if np.any(np.isfinite(self._returns)) else {}
+        self._opened.progress.update(frames=FRAME_SKIP * agent_steps, task=task, **shown)
+
+    def on_log(self, seed: int, log: Log) -> None:
+        """What training tells of one seed."""
+        self._opened.check_finite(f"loss of seed {self._config.seed + seed}", log.loss, updates=log.updates)
+        mean = _mean(log.returns)
+        if mean is not None:
+            self._returns[seed] = mean
+        self._opened.record(
+            {
+                "phase": "train",
+                **self._place(seed, log.agent_steps, log.updates),
+                "train/episodes": len(log.returns),
+                "train/return": mean,
+                "train/human_normalised": _normalised(self._visit.task.name, mean),
+                "loss": log.loss,
+                "epsilon": log.epsilon,
+                "learning_rate": np.asarray(self._rate(log.updates - 1)),
+                **log.measured,
+            }
+        )
+
+    def evaluated(self, phase: str, state: State, played: str, returns: ListOf[ListOf[float]]) -> np.ndarray:
+        """Records each seed's returns in a game, `played`; gives their means, NaN where no episode was complete."""
+        steps, updates = int(state.loop.agent_steps), np.max(np.asarray(state.loop.agent.updates))
+        for seed, of_seed in enumerate(returns):
+            mean = _mean(of_seed)
+            self._opened.record(
+                {
+                    "phase": phase,
+                    **self._place(seed, steps, int(updates)),
+                    "played": played,
+                    "eval/episodes": len(of_seed),
+                    "eval/return": mean,
+                    "eval/human_normalised": _normalised(played, mean),
+                }
+            )
+        return np.asarray([np.mean(of_seed) if of_seed else np.nan for of_seed in returns])
+
+    def _place(self, seed: int, agent_steps: int, updates: int) -> dict[str, Any]:
+        return {
+            "seed": self._config.seed + seed,
+            "task": self._visit.task.name,
+            "visit": self._visit.number + 1,
+            "pass": self._visit.passed + 1,
+            "frames": FRAME_SKIP * agent_steps,
+            "visit_frames": FRAME_SKIP * agent_steps - self._visit.start,
+            "agent_steps": agent_steps,
+            "updates": updates,
+        }
+
+
+@functools.cache
+def _is_ours(task: str) -> bool:
+    return task.partition(":")[0] in GAMES
+
+
+def _normalised(task: str, score: float | None) -> float | None:
+    return None if score is None or _is_ours(task) else human_normalised(task, score)
