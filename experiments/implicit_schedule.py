@@ -24,11 +24,13 @@ from experiments import atari, harness
 from experiments.atari.config import Config
 from experiments.atari.matching import free_of
 from experiments.harness.curves import all_layers
+from experiments.harness.grid import with_options
 from experiments.harness.methods import OptimizerConfig
 from experiments.harness.read import LoadedRun, load_runs
 from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
 from nap.tables import format_table
 
+NAME = "implicit-schedule"
 FREE = "layernorm"
 SCHEDULES = ("constant", "matching", "global-matching", "linear", "cosine")
 ARMS = (FREE, *(f"nap {schedule}" for schedule in SCHEDULES))
@@ -57,6 +59,19 @@ BySeed = Mapping[int, LoadedRun]
 def main(argv: list[str]) -> int:
     """Run all arms from the command line and print how they compare; returns the exit code."""
     return harness.exit_code_of(lambda: _main(argv))
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """A command for each game and seed, which makes the runs of all arms. Raises harness.UserError."""
+    config, options = _parse(argv)
+    jobs = []
+    for of_game in atari.by_game(config):
+        for seed in range(config.seed, config.seed + options.seeds):
+            arms = (dataclasses.replace(arm, seed=seed) for arm in arms_of(of_game).values())
+            folders = tuple(atari.folder_of(arm, options.out) for arm in arms)
+            one = with_options(argv, {"--games": None, "--game": of_game.game, "--seeds": None, "--seed": seed})
+            jobs.append(harness.Job((NAME, *one), folders))
+    return jobs
 
 
 def arms_of(config: Config) -> dict[str, Config]:
@@ -104,9 +119,7 @@ def tables(runs: Sequence[LoadedRun]) -> str:
 
 
 def _main(argv: list[str]) -> int:
-    config, options = harness.parse_command(
-        Config, argv, name="implicit-schedule", description=__doc__, presets=PRESETS
-    )
+    config, options = _parse(argv)
     studies = [arms_of(of_game) for of_game in atari.by_game(config)]
     exit_code = 0
     for arms in studies:
@@ -125,6 +138,10 @@ def _main(argv: list[str]) -> int:
             print(f"{runs[0].problem}, {config.agent}\n\n{tables(runs)}\n")
             print(f"python -m experiments report {' '.join(map(str, folders))}\n")
     return exit_code
+
+
+def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
+    return harness.parse_command(Config, argv, name=NAME, description=__doc__, presets=PRESETS)
 
 
 def _arm_of(run: LoadedRun) -> str:

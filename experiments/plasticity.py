@@ -39,7 +39,7 @@ from experiments.harness.methods import (
     parse_method,
 )
 from experiments.harness.rivals import RivalsConfig, Setting
-from experiments.harness.seeds import Seeds, rolled, use_all_cores
+from experiments.harness.seeds import Seeds, use_all_cores
 from experiments.harness.tasks import Row, make_start, make_stretch, nearest_stretch
 from nap.activations import features_per_unit
 from nap.networks import CNN, MLP, as_functions
@@ -90,6 +90,18 @@ def main(argv: list[str]) -> int:
     return harness.exit_code_of(lambda: _main(argv))
 
 
+def plan(argv: list[str]) -> list[harness.Job]:
+    """The command of each cell of the grid, which makes one run of all its seeds. Raises harness.UserError."""
+    use_all_cores()
+    jobs = []
+    for cell in cells(argv):
+        config, options = _parse(cell)
+        config = check(config, options)
+        folder = harness.run_folder("plasticity", config, out=options.out, label=_label(config))
+        jobs.append(harness.Job(("plasticity", *cell), (folder,)))
+    return jobs
+
+
 def presets(stream: str) -> dict[str, Config]:
     """The published protocols of a stream, and `quick`: minutes on two cores."""
     return {
@@ -112,13 +124,13 @@ def run(config: Config, options: harness.RunOptions) -> Path:
     config = resolve(dataclasses.replace(config, seeds=options.seeds))
     stream = build_stream(config.stream, config.protocol, config.data)
     harness.enable_compilation_cache()
-    label = f"{config.stream}-{config.method}-{config.optimizer.optimizer}-lr{config.optimizer.lr:g}"
     with harness.open_run(
         "plasticity",
         config,
         out=options.out,
         fresh=options.fresh,
-        label=f"{label}-seeds{config.seed}to{config.seed + config.seeds - 1}",
+        wait=options.wait,
+        label=_label(config),
         total=config.updates,
         unit="updates",
     ) as opened:
@@ -161,6 +173,13 @@ def resolve(config: Config) -> Config:
             f"divide a task ({epochs} epochs); the nearest is {record_every}"
         )
     return dataclasses.replace(config, data=data, record_every=record_every)
+
+
+def check(config: Config, options: harness.RunOptions) -> Config:
+    """The resolved configuration of a cell that can run: its stream and its network have been built."""
+    config = resolve(dataclasses.replace(config, seeds=options.seeds))
+    build_learner(config, build_stream(config.stream, config.protocol, config.data))
+    return config
 
 
 @functools.lru_cache(maxsize=2)
@@ -208,9 +227,8 @@ def build_learner(config: Config, stream: Stream) -> Learner:
 def _main(argv: list[str]) -> int:
     use_all_cores()
     grid = [_parse(cell) for cell in cells(argv)]
-    for config, _ in grid:  # all of them before the first one runs
-        config = resolve(config)
-        build_learner(config, build_stream(config.stream, config.protocol, config.data))
+    for config, options in grid:  # all of them before the first one runs
+        check(config, options)
     folders: list[Path] = []
     exit_code = 0
     for number, (config, options) in enumerate(grid, start=1):
@@ -226,6 +244,11 @@ def _main(argv: list[str]) -> int:
 
         print(scoreboard(folders))
     return exit_code
+
+
+def _label(config: Config) -> str:
+    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    return f"{config.stream}-{config.method}-{config.optimizer.optimizer}-lr{config.optimizer.lr:g}-{seeds}"
 
 
 def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
@@ -254,10 +277,9 @@ def _given(option: str, argv: list[str]) -> str | None:
 
 def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
     learner = build_learner(config, stream)
-    roll = rolled(has_convolutions=config.network == "cnn")
-    seeds = Seeds(config.seeds, roll=roll)
+    seeds = Seeds(config.seeds)
     data = seeds.shared(stream.data)
-    function = make_stretch(learner, stream, config.record_every, roll=roll)
+    function = make_stretch(learner, stream, config.record_every)
     own = seeds.map(lambda _, key: make_start(learner)(key))((), seeds.keys(config.seed))
     first = jnp.zeros([], jnp.int32)
     stretch = seeds.map(function, at_once=seeds.fit(function, data, own, first, first), donate=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -36,13 +35,13 @@ from experiments import harness
 from experiments.harness.learner import LearnerState, make_learner
 from experiments.harness.methods import ORDERS
 from experiments.harness.seeds import Seeds, use_all_cores
+from experiments.harness.trace import Trace, load_trace, save_trace
 from nap.networks import MLP, Network, as_functions
 from nap.tables import format_table
 
 PyTree = Any
-Trace = dict[str, np.ndarray]
-"""What was recorded of all seeds, by name: [seeds, updates], or [seeds, stretches, ...] at the end of each stretch."""
 
+NAME = "schedule-matching"
 FREE, CONSTANT, MATCHED, GLOBALLY_MATCHED = "layernorm", "nap", "nap+matching", "nap+global-matching"
 METHODS = (FREE, CONSTANT, MATCHED, GLOBALLY_MATCHED)
 RATES = {"sgd": 0.2, "momentum": 0.02, "adam": 3e-3}
@@ -51,7 +50,6 @@ MEASURED = ("weight_norm/", "elr/")
 
 PROBE = 256
 """Examples that the loss and the outputs are measured on, the same in all tasks; all of them where there are fewer."""
-TRACE = "trace.npz"
 SAVE_SECONDS = 60.0
 
 
@@ -110,6 +108,14 @@ def main(argv: list[str]) -> int:
     return harness.exit_code_of(lambda: _main(argv))
 
 
+def plan(argv: list[str]) -> list[harness.Job]:
+    """The one command, which makes the runs of all variants. Raises harness.UserError."""
+    config, options = _parse(argv)
+    variants = (dataclasses.replace(config, method=method) for method in METHODS)
+    folders = (harness.run_folder(NAME, one, out=options.out, label=_label(one)) for one in variants)
+    return [harness.Job((NAME, *argv), tuple(folders))]
+
+
 def resolve(config: Config) -> Config:
     """The configuration with what it leaves open filled in.
 
@@ -151,31 +157,18 @@ def run(config: Config, options: harness.RunOptions, free: Path | None = None) -
         Its folder and its summary.
     """
     with harness.open_run(
-        "schedule-matching",
+        NAME,
         config,
         out=options.out,
         fresh=options.fresh,
-        label=f"{config.method}-{config.optimizer}-lr{config.lr:g}"
-        f"-seeds{config.seed}to{config.seed + config.seeds - 1}",
+        wait=options.wait,
+        label=_label(config),
         total=config.updates,
         unit="updates",
     ) as opened:
         if not opened.done:
             _run(config, opened, None if free is None else load_trace(free))
         return opened.folder, opened.summary
-
-
-def load_trace(folder: Path) -> Trace:
-    """What a finished run left of itself.
-
-    Raises:
-        harness.UserError: it is missing or damaged.
-    """
-    try:
-        with (folder / TRACE).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-        raise harness.UserError(f"{folder / TRACE} is missing or damaged; --fresh runs everything again") from None
 
 
 def multipliers_of(config: Config, free: Trace | None) -> Trace:
@@ -270,10 +263,7 @@ def function_distances(outputs: np.ndarray, free: np.ndarray) -> np.ndarray:
 def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
-    config, options = harness.parse_command(
-        Config, argv, name="schedule-matching", description=__doc__, presets=PRESETS
-    )
-    config = resolve(dataclasses.replace(config, seeds=options.seeds))
+    config, options = _parse(argv)
     free, summary = run(config, options)
     summaries, exit_code = {FREE: summary}, 0
     for method in METHODS[1:]:
@@ -284,6 +274,16 @@ def _main(argv: list[str]) -> int:
             exit_code = error.exit_code
     print(_table(summaries))
     return exit_code
+
+
+def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
+    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, presets=PRESETS)
+    return resolve(dataclasses.replace(config, seeds=options.seeds)), options
+
+
+def _label(config: Config) -> str:
+    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    return f"{config.method}-{config.optimizer}-lr{config.lr:g}-{seeds}"
 
 
 def _table(summaries: Mapping[str, Mapping[str, float]]) -> str:
@@ -305,7 +305,7 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
         stream = make_stream(config.stream, config.protocol, load(config.data))
     except ValueError as error:
         raise harness.UserError(str(error)) from None
-    seeds = Seeds(config.seeds, roll=True)
+    seeds = Seeds(config.seeds)
     data = seeds.shared(stream.data)
     multipliers = multipliers_of(config, free)
     of_padded = np.minimum(np.arange(seeds.padded), seeds.count - 1)
@@ -334,15 +334,8 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
             last_save = time.monotonic()
         opened.check_interrupted()
     if free is None:
-        _save_trace(opened.folder, trace)
+        save_trace(opened.folder, trace)
     opened.finish(_summary(config, trace, free or trace))
-
-
-def _save_trace(folder: Path, trace: Trace) -> None:
-    draft = folder / f"{TRACE}.draft"
-    with draft.open("wb") as file:
-        np.savez(file, allow_pickle=False, **trace)
-    draft.replace(folder / TRACE)
 
 
 def _record(config: Config, opened: harness.Run, tasks: int, trace: Trace, multipliers: Trace, free: Trace) -> None:

@@ -18,11 +18,20 @@ from types import MappingProxyType
 from typing import Literal
 
 from experiments import harness
-from experiments.bench import atari, plasticity
+from experiments.bench import atari, games, plasticity
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
-    "projection", "normalization", "rainbow", "logging", "loop", "replay", "checkpoint", "start-up", "plasticity"
+    "projection",
+    "normalization",
+    "rainbow",
+    "logging",
+    "loop",
+    "replay",
+    "checkpoint",
+    "start-up",
+    "games",
+    "plasticity",
 ]
 
 BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
@@ -35,6 +44,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
         "replay": atari.replay,
         "checkpoint": atari.checkpoint,
         "start-up": atari.start_up,
+        "games": games.rows,
         "plasticity": plasticity.rows,
     }
 )
@@ -67,7 +77,7 @@ def run(options: Options) -> None:
     names = options.only or tuple(BENCHMARKS)
     peak = matmul_peak(options.repeats)
     facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
-    if set(names) - {"plasticity"}:
+    if set(names) - {"games", "plasticity"}:
         facts |= atari.learner_facts(options.repeats, peak)
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)

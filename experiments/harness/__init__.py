@@ -12,11 +12,13 @@ from experiments.harness.command_line import (
 from experiments.harness.compilation import enable_compilation_cache
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
 from experiments.harness.identity import config_hash
-from experiments.harness.run import Run, open_run
+from experiments.harness.jobs import Job
+from experiments.harness.run import Run, open_run, run_folder
 
 __all__ = [
     "DiskFull",
     "Interrupted",
+    "Job",
     "NonFinite",
     "Run",
     "RunOptions",
@@ -31,5 +33,6 @@ __all__ = [
     "parse_options",
     "print_error",
     "run_command",
+    "run_folder",
     "unknown",
 ]

@@ -19,6 +19,7 @@ class Entry(NamedTuple):
     name: str  # as it is typed: dashes for the module's underscores
     module: str
     description: str  # the first line of the module's docstring
+    plans: bool  # whether it has a function `plan`: a sweep can run it
 
 
 def catalogue(folder: Path = _FOLDER, package: str = "experiments") -> dict[str, Entry]:
@@ -64,8 +65,9 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 def _entry(path: Path, package: str) -> Entry | None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if "main" not in functions:
         return None
     module = path.parent.name if path.name == "__init__.py" else path.stem
     description = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Entry(module.replace("_", "-"), f"{package}.{module}", description)
+    return Entry(module.replace("_", "-"), f"{package}.{module}", description, "plan" in functions)

@@ -1,56 +1,100 @@
 """A run's folder: who may write in it, whose it is, and starting it over."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.harness.checkpoint import write_atomically
 from experiments.harness.errors import UserError
 from experiments.harness.identity import command_line, difference, git_commit, software
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 CONFIG, METRICS, TIMINGS, SUMMARY, DONE = "config.json", "metrics.jsonl", "timings.jsonl", "summary.json", "DONE"
 CHECKPOINTS, EVENTS, LOCK = "checkpoints", "events.out.tfevents.*", "lock"
+FAILED, OUTPUT = "FAILED", "output.log"  # of a sweep
+
+_MOMENT = 0.5  # seconds; whoever only asks whether a folder is held holds it for far less
+_POLL_SECONDS = 2.0
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` if needed and holds it for this process; the system lets go of it when the process dies.
-
-    Raises:
-        UserError: another process holds it.
-    """
+def make(folder: Path) -> None:
+    """Makes a run's folder, if it is not there. Raises UserError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"the run folder {folder} cannot be made: {error.strerror}; give another --out") from None
-    with open(folder / LOCK, "a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().decode().strip() or "another process"
-            raise UserError(f"{folder} is being written by {holder}: this run is going on already") from None
-        file.truncate(0)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Makes `folder` if needed and holds it for this process; the system lets go of it when the process dies.
+
+    Args:
+        folder: the run's folder.
+        wait: where another process holds it, wait for its end.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    from filelock import Timeout  # here, so that listing the experiments does not pay for it
+
+    make(folder)
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=_MOMENT)
+    except Timeout:
+        if not wait:
+            raise UserError(f"{folder} is being written by {_holder(folder)}: this run is going on already") from None
+        print(f"waiting for {_holder(folder)}, which runs {folder}", file=sys.stderr, flush=True)
+        lock.acquire(timeout=-1, poll_interval=_POLL_SECONDS)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        raise UserError(f"the file system of {folder} has no locks (flock); give an --out on another") from None
+    try:
         with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk must not stop the run here
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
+    finally:
+        lock.release()
 
 
-def prepare(folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool) -> str | None:
-    """Makes the folder this run's, new or to be continued.
+def held_by(folder: Path) -> str | None:
+    """Which process holds a run's folder, in words; None where none does."""
+    from filelock import Timeout
+
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        with _lock(folder).acquire(timeout=0):
+            return None
+    except Timeout:
+        return _holder(folder)
+    except PermissionError:  # somebody else's
+        return None
+
+
+def prepare(
+    folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool, extent: Mapping[str, Any]
+) -> str | None:
+    """Makes the folder this run's, new or to be continued; it no longer says that the run has failed.
 
     Args:
         folder: the run's folder, locked.
         identity: the experiment's name and its plain configuration.
         digest: the hash of `identity`.
         fresh: delete what an earlier run of the same configuration left here.
+        extent: how long the run is, to be written down: `total` of `unit`.
 
     Returns:
         A sentence on software that changed since the run began, or None.
@@ -64,6 +108,7 @@ def prepare(folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool)
         change = difference({name: recorded.get(name) for name in identity}, identity)
         if change:
             raise UserError(f"{path} is of another run: {change}; move that folder away, or give another --out")
+    (folder / FAILED).unlink(missing_ok=True)
     if fresh:
         _clear(folder)
         recorded = None
@@ -71,6 +116,7 @@ def prepare(folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool)
         about = {
             **identity,
             "hash": digest,
+            **extent,
             "versions": versions,
             "git_commit": git_commit(),
             "command": command_line(),
@@ -79,6 +125,17 @@ def prepare(folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool)
         write_atomically(path, json.dumps(about, indent=2) + "\n")
         return None
     return difference(recorded.get("versions", {}), versions)
+
+
+def _lock(folder: Path) -> "FileLock":
+    from filelock import FileLock
+
+    # Never a soft lock, which is a file that a killed process would leave behind.
+    return FileLock(folder / LOCK, fallback_to_soft=False)
+
+
+def _holder(folder: Path) -> str:
+    return (folder / LOCK).read_text().strip() or "another process"
 
 
 def _read_config(path: Path, fresh: bool) -> dict[str, Any] | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+Words = tuple[str, ...]
+"""An option with its values, as they are typed: ("--hidden", "100", "50"), ("--lr=1e-3",), ("--fresh",)."""
 
 
 def cells(argv: Sequence[str]) -> list[list[str]]:
@@ -17,16 +20,25 @@ def cells(argv: Sequence[str]) -> list[list[str]]:
     Returns:
         One list of arguments for each cell; a single one where no option is repeated. A value given twice counts once.
     """
-    options: dict[str, list[tuple[str, ...]]] = {}
-    for words in _grouped(argv):
-        name = words[0].partition("=")[0]
-        given = options.setdefault(name, [])
+    return product(axes(argv))
+
+
+def axes(argv: Sequence[str]) -> dict[str, list[Words]]:
+    """Each option of a command line, by its name, with all that is given for it: a single one, or an axis."""
+    options: dict[str, list[Words]] = {}
+    for words in grouped(argv):
+        given = options.setdefault(name_of(words), [])
         if words not in given:
             given.append(words)
+    return options
+
+
+def product(options: Mapping[str, Sequence[Words]]) -> list[list[str]]:
+    """The command lines of all combinations; the last option changes first."""
     return [list(itertools.chain(*choice)) for choice in itertools.product(*options.values())]
 
 
-def _grouped(argv: Sequence[str]) -> list[tuple[str, ...]]:
+def grouped(argv: Sequence[str]) -> list[Words]:
     """The arguments, each option together with the values that follow it."""
     groups: list[list[str]] = []
     for word in argv:
@@ -35,3 +47,20 @@ def _grouped(argv: Sequence[str]) -> list[tuple[str, ...]]:
         else:
             groups[-1].append(word)
     return [tuple(group) for group in groups]
+
+
+def name_of(words: Words) -> str:
+    """The option's name: "--num-envs" of `--num_envs=8`."""
+    return words[0].partition("=")[0].replace("_", "-")
+
+
+def with_options(argv: Sequence[str], options: Mapping[str, str | int | None]) -> tuple[str, ...]:
+    """A command line with some options set anew, at its end; None takes an option out.
+
+    Args:
+        argv: the arguments after the experiment's name.
+        options: the values by the options' names: {"--seed": 3, "--seeds": None}.
+    """
+    kept = [words for words in grouped(argv) if name_of(words) not in options]
+    new = [(name, str(value)) for name, value in options.items() if value is not None]
+    return tuple(itertools.chain(*kept, *new))

@@ -14,7 +14,8 @@
 
 The folder: `config.json` (what was run, with which software), `metrics.jsonl` (the records; no wall-clock time, so
 that a run repeats bit for bit), `timings.jsonl` (everything that has wall-clock time), `events.*` (the records again,
-for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`.
+for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`. A sweep adds `output.log`
+and, where the run failed, `FAILED`.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ def open_run(
     *,
     out: Path = Path("runs"),
     fresh: bool = False,
+    wait: bool = False,
     label: str = "",
     total: float | None = None,
     unit: str = "frames",
@@ -50,10 +52,11 @@ def open_run(
     Args:
         experiment: the experiment's name, part of the run's identity.
         config: a frozen dataclass of plain values (nested ones too): all that decides the result, the seed included.
-        out: the folder of all runs; this run's is `<out>/<experiment>/<label>-<hash of experiment and config>`.
+        out: the folder of all runs; see `run_folder` for this run's.
         fresh: delete what an earlier run of this configuration left, and start over.
+        wait: where another process has this run, wait for its end; then go on, or find it done.
         label: a hint for people in the folder's name, made from `config` alone: "pong-nap-seed0".
-        total: how many `unit` the whole run has, for the progress bar.
+        total: how many `unit` the whole run has, for the progress bar and `sweep --status`.
         unit: what the progress bar counts, as `run.progress.update` will name it.
 
     Yields:
@@ -64,13 +67,13 @@ def open_run(
         DiskFull: there is no space for the folder's first files.
     """
     identity = {"experiment": experiment, "config": plain(config)}
-    digest = config_hash(experiment, config)
-    folder = Path(out) / experiment / folder_name(label, digest)
+    folder = run_folder(experiment, config, out=out, label=label)
     progress = Progress(label or experiment, total, unit)
     with contextlib.ExitStack() as stack:
         with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
-            stack.enter_context(files.locked(folder))
-            changed = files.prepare(folder, identity, digest, fresh)
+            stack.enter_context(files.locked(folder, wait))
+            extent = {"total": total, "unit": unit}
+            changed = files.prepare(folder, identity, config_hash(experiment, config), fresh, extent)
         if changed:
             progress.say(f"{folder} was begun with other software, so the last bits may differ: {changed}")
         stack.callback(progress.close)
@@ -80,6 +83,11 @@ def open_run(
         if run.done:
             progress.say(f"{folder} is finished; --fresh would run it again")
         yield run
+
+
+def run_folder(experiment: str, config: Any, *, out: Path, label: str) -> Path:
+    """The folder of a run, there or not: `<out>/<experiment>/<label>-<hash of experiment and config>`."""
+    return Path(out) / experiment / folder_name(label, config_hash(experiment, config))
 
 
 class Run:

@@ -3,8 +3,6 @@
 - **CPU**: one JAX device a core, the seeds divided among them, each device one seed after another. A vmapped small
   network gains little from one core and XLA gives it no second one.
 - **GPU, TPU**: the seeds divided among the devices, vmapped on each, as many at a time as fit.
-- **Convolutions on the CPU** are stepped from Python, one jitted update at a time: XLA's CPU backend trains a
-  convolution inside a rolled loop 6 to 16 times slower, and a vmapped one 4 times.
 
 `python -m experiments bench --only plasticity` measures these choices.
 """
@@ -30,23 +28,14 @@ def use_all_cores() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
-            jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+            jax.config.update("jax_num_cpu_devices", _cores())
         except RuntimeError:  # JAX is in use already: one device, as it is
             return
 
 
-def rolled(has_convolutions: bool) -> bool:
-    """Whether updates are rolled into one compiled loop, or stepped from Python."""
-    return not (has_convolutions and jax.default_backend() == "cpu")
-
-
-def repeat(body: Callable[[Any, PyTree], PyTree], carry: PyTree, first: int | jax.Array, count: int, *, roll: bool):
-    """`carry = body(i, carry)` for `count` values of i from `first` on: as a compiled loop, or as a Python one."""
-    if roll:
-        return jax.lax.fori_loop(0, count, lambda i, carry: body(first + i, carry), carry)
-    for i in range(count):
-        carry = body(jnp.asarray(first + i, jnp.int32), carry)
-    return carry
+def _cores() -> int:
+    """The cores that this process may use, which a scheduler can have made fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Seeds:
@@ -55,20 +44,23 @@ class Seeds:
     Attributes:
         count: the number of seeds.
         padded: the number that is computed: a multiple of the number of devices. The last ones are dropped.
+        per_device: how many of them each device has.
     """
 
-    def __init__(self, count: int, *, roll: bool) -> None:
-        """`roll`: as `rolled` says; without it there is one device, and one seed after another."""
+    def __init__(self, count: int) -> None:
         devices = jax.local_devices()
-        most = min(count, os.cpu_count() or 1) if jax.default_backend() == "cpu" else count
-        self._mesh = Mesh(np.asarray(devices[: most if roll else 1]), ("seeds",))
-        self._roll = roll
+        most = min(count, _cores()) if jax.default_backend() == "cpu" else count
+        self._mesh = Mesh(np.asarray(devices[:most]), ("seeds",))
         self.count, self.padded = count, -(-count // self._mesh.size) * self._mesh.size
+        self.per_device = self.padded // self._mesh.size
 
     def keys(self, first_seed: int) -> jax.Array:
         """A random key for each seed, padded: seed s has the same key however many seeds there are."""
-        keys = jnp.stack([jax.random.key(first_seed + i) for i in range(self.padded)])
-        return jax.device_put(keys, self._divided())
+        return self.divided(jnp.stack([jax.random.key(first_seed + i) for i in range(self.padded)]))
+
+    def divided(self, own: PyTree) -> PyTree:
+        """What belongs to the seeds, of which the leading axis has `padded`: each device's part on it."""
+        return jax.device_put(own, self._divided())
 
     def shared(self, data: PyTree) -> PyTree:
         """Data that all seeds read: one copy on each device."""
@@ -96,11 +88,8 @@ class Seeds:
             donate: whether the result may take the memory of `own`.
 
         Returns:
-            The same with a leading axis of seeds on `own` and on the result. Where updates are stepped from Python,
-            `function` must do its own jitting.
+            The same with a leading axis of seeds on `own` and on the result.
         """
-        if not self._roll:
-            return self._one_by_one(function)
 
         def on_device(shared: PyTree, own: PyTree, *others: Any) -> PyTree:
             return jax.lax.map(lambda one: function(shared, one, *others), own, batch_size=batch)
@@ -122,21 +111,13 @@ class Seeds:
             return None
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         if memory is None:  # the backend does not tell
-            return self.padded // self._mesh.size
+            return self.per_device
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own)
         needs: Any = jax.jit(function).lower(shared, one, *others).compile().memory_analysis()
         each = needs.temp_size_in_bytes + needs.output_size_in_bytes + 1
         data = sum(leaf.nbytes for leaf in jax.tree.leaves(shared))
         state = sum(leaf.nbytes for leaf in jax.tree.leaves(own)) // self._mesh.size
         return max(1, min(self.padded, int((_MEMORY_SHARE * memory - data - 2 * state) // each)))
-
-    def _one_by_one(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        def each(shared: PyTree, own: PyTree, *others: Any) -> PyTree:
-            parts = [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(self.padded)]
-            results = [function(shared, part, *others) for part in parts]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-        return each
 
     def _divided(self) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec("seeds"))

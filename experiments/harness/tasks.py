@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from envs.streams import Stream
 from experiments.harness.learner import Learner, LearnerState, Score
-from experiments.harness.seeds import repeat
 
 PyTree = Any
 Row = dict[str, jax.Array]
@@ -52,19 +51,23 @@ def nearest_stretch(updates: int, steps: int, epochs: int) -> int:
     return min([*within, *whole], key=lambda length: abs(math.log(length / updates)))
 
 
+def repeat(body: Callable[[jax.Array, PyTree], PyTree], carry: PyTree, first: int | jax.Array, count: int) -> PyTree:
+    """`carry = body(i, carry)` for `count` values of i from `first` on, as a compiled loop."""
+    return jax.lax.fori_loop(0, count, lambda i, carry: body(first + i, carry), carry)
+
+
 def make_start(learner: Learner) -> Callable[[jax.Array], Own]:
     """The function that makes a seed's first state from its key."""
     return lambda key: Own(key, learner.init(jax.random.fold_in(key, 0)))
 
 
-def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) -> Callable[..., Result]:
+def make_stretch(learner: Learner, stream: Stream, updates: int) -> Callable[..., Result]:
     """The function that runs a stretch.
 
     Args:
         learner: the learner.
         stream: the task stream.
         updates: length of a stretch: a divisor of an epoch's updates, or whole epochs that divide the task.
-        roll: whether the updates are one compiled loop; otherwise the function jits its parts and must not be jitted.
 
     Returns:
         `stretch(data, own, task, start)`: the seed's new state and its record, after the updates `start` to `start +
@@ -72,16 +75,12 @@ def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) 
     """
     if nearest_stretch(updates, stream.steps, stream.epochs) != updates:
         raise ValueError(f"a stretch of {updates} updates does not divide the task; see nearest_stretch")
-    jit = (lambda function: function) if roll else jax.jit
     epochs, length = max(1, updates // stream.steps), min(updates, stream.steps)
-    stepped = jax.jit(_update(learner, stream), donate_argnums=(3, 4)) if not roll else _update(learner, stream)
-    measured = jit(_measured_update(learner, stream))
+    plain_update, measured = _update(learner, stream), _measured_update(learner, stream)
 
-    @jit
     def begin(data: PyTree, key: jax.Array, task: jax.Array) -> PyTree:
         return stream.begin(data, jax.random.fold_in(key, 1), task)
 
-    @jit
     def order(data: PyTree, key: jax.Array, state: PyTree, task: jax.Array, epoch: jax.Array) -> PyTree:
         order_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 2), task), epoch)
         return stream.order(data, state, order_key)
@@ -89,21 +88,19 @@ def make_stretch(learner: Learner, stream: Stream, updates: int, *, roll: bool) 
     def stretch(data: PyTree, own: Own, task: jax.Array, start: jax.Array) -> Result:
         drawn = begin(data, own.key, task)
         first_epoch, first_step = start // stream.steps, start % stream.steps
-        state = own.state if roll else jax.tree.map(jnp.copy, own.state)  # its steps are donated
         sums = Score(jnp.zeros([]), jnp.zeros([]))
 
         def epoch_of(epoch: jax.Array, carry: tuple[LearnerState, Score]) -> tuple[LearnerState, Score]:
             items = order(data, own.key, drawn, task, epoch)
-            return repeat(lambda i, carry: stepped(data, drawn, items, *carry, i), carry, 0, length, roll=roll)
+            return repeat(lambda i, carry: plain_update(data, drawn, items, *carry, i), carry, 0, length)
 
-        carry = repeat(epoch_of, (state, sums), first_epoch, epochs - 1, roll=roll)
+        carry = repeat(epoch_of, (own.state, sums), first_epoch, epochs - 1)
         items = order(data, own.key, drawn, task, first_epoch + epochs - 1)
         plain = max(0, length - 2)  # then one that is measured, and, if there is another, the last
-        carry = repeat(lambda i, carry: stepped(data, drawn, items, *carry, i), carry, first_step, plain, roll=roll)
-        *carry, row = measured(data, own.key, drawn, items, *carry, first_step + plain)
+        carry = repeat(lambda i, carry: plain_update(data, drawn, items, *carry, i), carry, first_step, plain)
+        state, sums, row = measured(data, own.key, drawn, items, *carry, first_step + plain)
         if length > 1:
-            carry = stepped(data, drawn, items, *carry, first_step + length - 1)
-        state, sums = carry
+            state, sums = plain_update(data, drawn, items, state, sums, first_step + length - 1)
         online = {"online_loss": sums.loss / updates, "online_accuracy": sums.accuracy / updates}
         return Result(Own(own.key, state), {**online, **row})
 

@@ -118,7 +118,7 @@ def test_without_records_the_learning_is_the_same():
     learner = build_learner(config, stream)
     own = make_start(learner)(jax.random.key(0))
     results = [
-        jax.jit(make_stretch(one, stream, 10, roll=True))(stream.data, own, jnp.asarray(0), jnp.asarray(0))
+        jax.jit(make_stretch(one, stream, 10))(stream.data, own, jnp.asarray(0), jnp.asarray(0))
         for one in (learner, bench.without_records(learner))
     ]
     jax.tree.map(

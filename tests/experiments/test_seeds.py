@@ -1,13 +1,12 @@
 """Many seeds over the devices: each must come out as if it were alone."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness.seeds import Seeds, repeat, rolled
+from experiments.harness import seeds as seeds_module
+from experiments.harness.seeds import Seeds
 
 
 def walk(shared: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
@@ -23,24 +22,17 @@ def walk(shared: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_a_seed_has_the_same_result_to_the_last_bit_however_many_there_are(count):
     shared = jax.random.normal(jax.random.key(9), (5, 5))
-    seeds = Seeds(count, roll=True)
+    seeds = Seeds(count)
     results = seeds.map(walk)(seeds.shared(shared), seeds.keys(7), jnp.asarray(20))
     assert results.shape == (seeds.padded, 5)
     for i in range(count):
-        alone = Seeds(1, roll=True)
+        alone = Seeds(1)
         expected = alone.map(walk)(alone.shared(shared), alone.keys(7 + i), jnp.asarray(20))
         np.testing.assert_array_equal(results[i], expected[0])
 
 
-def test_stepped_from_python_gives_the_same_as_a_compiled_loop():
-    shared = jax.random.normal(jax.random.key(9), (5, 5))
-    rolled_up, stepped = Seeds(3, roll=True), Seeds(3, roll=False)
-    results = [seeds.map(walk)(seeds.shared(shared), seeds.keys(0), jnp.asarray(9)) for seeds in (rolled_up, stepped)]
-    np.testing.assert_allclose(results[0][:3], results[1][:3], rtol=1e-6)
-
-
 def test_what_is_saved_has_no_padding_and_comes_back():
-    seeds = Seeds(3, roll=True)
+    seeds = Seeds(3)
     own = {"key": seeds.keys(0), "x": jnp.arange(seeds.padded * 2.0).reshape(seeds.padded, 2)}
     own = jax.device_put(own, seeds.keys(0).sharding)
     saved = seeds.drop_padding(own)
@@ -53,33 +45,20 @@ def test_what_is_saved_has_no_padding_and_comes_back():
 
 
 def test_data_has_one_copy_a_device_and_none_a_seed():
-    seeds = Seeds(10, roll=True)
+    seeds = Seeds(10)
     data = seeds.shared(jnp.zeros((100, 7), jnp.uint8))
     assert [shard.data.nbytes for shard in data.addressable_shards] == [700] * len(data.devices())
     assert len(data.devices()) <= 10
 
 
-@pytest.mark.parametrize("roll", [True, False])
-def test_repeat(roll):
-    found = repeat(lambda i, carry: carry * 10 + i, jnp.asarray(0), 3, 4, roll=roll)
-    assert int(found) == 3456
-
-
-def test_convolutions_are_stepped_from_python_on_a_cpu_only(monkeypatch):
-    assert not rolled(has_convolutions=True)
-    assert rolled(has_convolutions=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert rolled(has_convolutions=True)
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 3, None])
 def test_on_a_gpu_seeds_are_vmapped_as_many_at_a_time_as_is_said(monkeypatch, at_once):
     shared = jax.random.normal(jax.random.key(9), (5, 5))
-    plain = Seeds(5, roll=True)
+    plain = Seeds(5)
     expected = plain.map(walk)(plain.shared(shared), plain.keys(0), jnp.asarray(9))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    seeds = Seeds(5, roll=True)
+    seeds = Seeds(5)
     assert seeds.padded == 5
     results = seeds.map(walk, at_once=at_once)(seeds.shared(shared), seeds.keys(0), jnp.asarray(9))
     np.testing.assert_allclose(results, expected[:5], rtol=1e-5)
@@ -96,8 +75,8 @@ class FakeDevice:
 
 
 def test_as_many_seeds_at_once_as_fit_into_the_memory(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # two devices, four seeds on each
-    seeds = Seeds(8, roll=True)
+    monkeypatch.setattr(seeds_module, "_cores", lambda: 2)  # two devices, four seeds on each
+    seeds = Seeds(8)
     shared, own = jnp.zeros(1000), jnp.zeros((seeds.padded, 1000))
     assert seeds.fit(lambda shared, own: own + shared, shared, own) is None  # on a CPU: one
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

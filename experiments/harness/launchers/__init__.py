@@ -1,0 +1,95 @@
+"""What runs the jobs of a study: thin adapters to engines that exist. Nothing is scheduled here.
+
+A launcher is a module with a function `launch(jobs, options)`, which returns when all jobs have ended or are submitted.
+It can rely on every job being resumable, and on the lock of a run's folder: a job that is started twice runs once.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from experiments.harness.errors import UserError
+from experiments.harness.jobs import Job
+
+Name = Literal["here", "pool", "slurm", "ray"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the runs go, and what each of them gets there."""
+
+    launcher: Name = "here"
+    """here: one after another, in this process; pool: processes on this machine; slurm: an array of jobs, through
+    submitit; ray: tasks."""
+    workers: int = 0
+    """At most so many runs at once. 0: pool: one a GPU, or one a core where there is no GPU; slurm: no limit."""
+    cpus: int = 1
+    """Cores of a run (slurm, ray)."""
+    gpus: int = 0
+    """GPUs of a run (slurm, ray)."""
+    memory_gb: int = 0
+    """Memory of a run (slurm, ray); 0: the cluster's default."""
+    minutes: int = 1440
+    """Time limit of a job (slurm). A run that needs longer is queued again, and goes on."""
+    partition: str = ""
+    """The partition (slurm)."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch (slurm): account=vision qos=low."""
+    address: str = ""
+    """A cluster's address (ray), auto for the one that this machine is part of; by default one is started here."""
+    retries: int = 10
+    """How often a run goes on after its machine died (ray) or its time was over (slurm)."""
+
+
+class Launcher(NamedTuple):
+    """What a launcher needs.
+
+    Attributes:
+        uses: the options that mean something to it.
+        package: what must be installed, by the extra of the launcher's name; empty for none.
+    """
+
+    uses: frozenset[str] = frozenset()
+    package: str = ""
+
+
+_RESOURCES = frozenset({"cpus", "gpus", "memory_gb", "retries"})
+
+LAUNCHERS: Mapping[Name, Launcher] = MappingProxyType(
+    {
+        "here": Launcher(),
+        "pool": Launcher(frozenset({"workers"})),
+        "slurm": Launcher(_RESOURCES | {"workers", "minutes", "partition", "sbatch"}, "submitit"),
+        "ray": Launcher(_RESOURCES | {"address"}, "ray"),
+    }
+)
+
+
+def check(options: Options) -> None:
+    """Refuses options that the launcher has no use for.
+
+    Raises:
+        UserError: there are some, or a number is too small, or what the launcher needs is not installed.
+    """
+    name = options.launcher
+    launcher = LAUNCHERS[name]
+    for field in dataclasses.fields(options):
+        value, option = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        users = [other for other, of in LAUNCHERS.items() if field.name in of.uses]
+        if field.name != "launcher" and value != field.default and name not in users:
+            raise UserError(f"{option}: --launcher {name} has no use for it; it is for {' and '.join(users)}")
+        least = 1 if field.name in ("cpus", "minutes") else 0
+        if isinstance(value, int) and value < least:
+            raise UserError(f"{option} {value}: it must be at least {least}")
+    if launcher.package and importlib.util.find_spec(launcher.package) is None:
+        raise UserError(
+            f"--launcher {name} needs {launcher.package}: pip install --constraint constraints.txt -e '.[{name}]'"
+        )
+
+
+def launch(jobs: Sequence[Job], options: Options) -> None:
+    """Hands the jobs to the launcher that `options` names."""
+    importlib.import_module(f"experiments.harness.launchers.{options.launcher}").launch(jobs, options)
