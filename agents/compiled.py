@@ -166,7 +166,9 @@ def make_loop(
     """
     shape = Round.of(num_envs, update_period)
     rounds = max(1, -(-log_every // shape.updates))
-    start, advance, observe = (jax.vmap(function) for function in environment)
+    start: Callable[..., Playing] = jax.vmap(environment.start)
+    advance: Callable[..., tuple[Playing, Any]] = jax.vmap(environment.advance)
+    observe: Callable[..., Array] = jax.vmap(environment.observe)
 
     def begin(_: PyTree, own: tuple[Array, AgentState, ReplayState, Array]) -> Running:
         key, agent, replay, environment_key = own

@@ -7,7 +7,7 @@ optimizer wrapped by `nap.normalize_and_project`; nothing here knows of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -61,8 +61,7 @@ class Agent(NamedTuple):
       play: the same without a noisy network's noise, for evaluation.
       learn: `learn(state, batch, key)`, the state after one update, and what it found. The key is for networks that
         draw.
-      measure: `measure(state, batch, key)`, the same update, what it found, and what is logged of it: a flat dictionary
-        of scalars.
+      measure: `measure(state, batch, key)`, the same update, what it found, and its `measures`.
     """
 
     init: Callable[[jax.Array], AgentState]
@@ -83,8 +82,32 @@ class _Update(NamedTuple):
 
 
 def layer_of(path: str) -> str:
-    """The layer, as `Agent.measure` names it, of a weight's path; "a+b" is a weight and the noise on it."""
+    """The layer, as `measures` names it, of a weight's path; "a+b" is a weight and the noise on it."""
     return path.partition("+")[0].removesuffix("/kernel")
+
+
+def measures(
+    params: PyTree, steps: PyTree, q_tm1: Float[Array, "batch actions"], activations: Mapping[str, Array]
+) -> dict[str, Float[Array, ""]]:
+    """What is logged of an update, as a flat dictionary of scalars.
+
+    Args:
+      params: the parameters before it.
+      steps: what it adds to them.
+      q_tm1: the action values of its batch.
+      activations: the hidden layers' on its batch, by layer.
+    """
+    measured = {"mean_action_value": jnp.mean(q_tm1)}
+    for path, rate in nap.effective_learning_rates(steps, params, nap.roles(params)).items():
+        layer = layer_of(path)
+        measured[f"weight_norm/{layer}"] = rate.weight_norm
+        measured[f"update_norm/{layer}"] = rate.update_norm
+        measured[f"elr/{layer}"] = rate.ratio
+        measured[f"angle/{layer}"] = rate.angle
+    for layer, activation in activations.items():
+        for tau, fraction in dormant_fraction(activation).items():
+            measured[f"dormant_fraction_{tau:g}/{layer}"] = fraction
+    return measured
 
 
 LARGEST_PRIORITY = 100.0
@@ -171,17 +194,6 @@ def make_agent(
 
     def measure(state: AgentState, batch: Transition, key: jax.Array) -> tuple[AgentState, Learned, dict[str, Array]]:
         made = update(state, batch, key)
-        measured = {"mean_action_value": jnp.mean(made.q_tm1)}
-        rates = nap.effective_learning_rates(made.steps, state.params, nap.roles(state.params))
-        for path, rate in rates.items():
-            layer = layer_of(path)
-            measured[f"weight_norm/{layer}"] = rate.weight_norm
-            measured[f"update_norm/{layer}"] = rate.update_norm
-            measured[f"elr/{layer}"] = rate.ratio
-            measured[f"angle/{layer}"] = rate.angle
-        for layer, activation in made.activations.items():
-            for tau, fraction in dormant_fraction(activation).items():
-                measured[f"dormant_fraction_{tau:g}/{layer}"] = fraction
-        return made.state, made.learned, measured
+        return made.state, made.learned, measures(state.params, made.steps, made.q_tm1, made.activations)
 
     return Agent(init, act, play, learn, measure)

@@ -1,0 +1,364 @@
+"""PQN on games in JAX, with and without Normalize-and-Project: many seeds side by side, compiled as a whole.
+
+PQN is Q-learning without a replay: many environments, lambda returns and a normalized network (`--method layernorm` is
+PQN as published). What is recorded is what atari records; frames are counted as there, 4 for an agent step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+from agents.compiled import Environment, Spread, vmapped
+from agents.pqn import Pqn, Settings, Told, make_pqn
+from envs.games import GAMES, Game
+from envs.games.vector import advance, start
+from experiments import harness
+from experiments.atari.config import FRAME_SKIP, STACK
+from experiments.harness.methods import (
+    MATCHING,
+    NapConfig,
+    OptimizerConfig,
+    adapt_network,
+    learning_rate,
+    make_optimizer,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import RivalsConfig, Setting
+from experiments.harness.seeds import Seeds, use_all_cores
+from nap.networks import Network, QNetwork, as_functions
+
+SAVE_SECONDS = 60.0
+"""A checkpoint is written when this long has passed since the last one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A game, a method, and all seeds. Frames are counted as in atari: 4 for each agent step."""
+
+    game: str = "bricks"
+    """catch, bricks, moving-goals-0 (to 7), switching-bright, switching-dim; or, with pgx, minatar-asterix (breakout,
+    freeway, seaquest, space_invaders)."""
+    method: str = "nap"
+    """none: the plain network; layernorm: a normalization before every nonlinearity; nap: that, and projection. With
+    interventions joined by +: nap+redo, layernorm+l2-init."""
+    agent: Annotated[Literal["pqn"], tyro.conf.Suppress] = "pqn"
+    """What learns, for a report that compares it with others."""
+    seed: int = 0
+    """The first seed. The seeds, the other options and the version of the code determine a run."""
+    seeds: Annotated[int, tyro.conf.Suppress] = 1
+    """How many seeds, as --seeds says."""
+    frames: int = 39_976_960
+    """Training frames."""
+    iteration_frames: int = 1_998_848
+    """Training frames between evaluations."""
+    evaluation_episodes: int = 128
+    """Episodes of each evaluation, with learning off, each in an environment of its own."""
+    evaluation_epsilon: float = 0.0
+    """Probability of a random action in evaluation."""
+    pqn: Settings = dataclasses.field(default_factory=Settings)
+    epsilon_end: float = 0.05
+    """Probability of a random action in training, at last."""
+    exploration: float = 0.1
+    """Share of the run over which epsilon goes linearly from 1 to its end."""
+    stack: int = 0
+    """Frames in an observation; 0: 1 in MinAtar, whose frames show motion, and 4 in the other games."""
+    hidden: int = 128
+    """Units of the hidden dense layer. MinAtar has a convolution before it (16 of 3x3), other games have none."""
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(lr=5e-4, schedule="linear", lr_end=0.0, optimizer_epsilon=1e-8)
+    )
+    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
+    log_every: int = 10
+    """Rollouts between records."""
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts in the run."""
+        return self.frames // (FRAME_SKIP * self.pqn.agent_steps)
+
+    @property
+    def iteration_rollouts(self) -> int:
+        """Rollouts between evaluations."""
+        return self.iteration_frames // (FRAME_SKIP * self.pqn.agent_steps)
+
+
+PRESETS = {
+    "default": Config(),
+    "minatar": Config(game="minatar-breakout"),
+    "quick": Config(
+        game="catch",
+        frames=409_600,
+        iteration_frames=81_920,
+        evaluation_episodes=64,
+        pqn=Settings(num_envs=32, steps=16, minibatches=8),
+    ),
+}
+"""default and minatar: what PureJaxQL has for MinAtar, 10 million agent steps and 20 evaluations, but with Adam instead
+of RAdam, on two games; quick: less than a minute."""
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """The command itself, which makes one run of all its seeds. Raises harness.UserError."""
+    use_all_cores()
+    config, options = _parse(argv)
+    return [harness.Job(("pqn", *argv), (harness.run_folder("pqn", config, out=options.out, label=_label(config)),))]
+
+
+def run(config: Config, options: harness.RunOptions) -> Path:
+    """A run of a resolved configuration, from its beginning or from where it was left; returns its folder."""
+    harness.enable_compilation_cache()
+    with harness.open_run(
+        "pqn",
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=config.frames,
+    ) as opened:
+        if not opened.done:
+            _run(config, opened)
+        return opened.folder
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with what it leaves open filled in; it can run.
+
+    Raises:
+        harness.UserError: a value that makes no sense, with the option and the nearest right value.
+    """
+    if config.game not in GAMES:
+        raise harness.unknown("a game in JAX", config.game, GAMES)
+    try:
+        game = GAMES[config.game]()
+    except ValueError as error:
+        raise harness.UserError(f"--game: {error}") from None
+    if config.optimizer.schedule in MATCHING:
+        raise harness.UserError(f"--schedule {config.optimizer.schedule}: it is for atari")
+    values = {**vars(config), **vars(config.pqn), **vars(config.optimizer), **vars(config.nap)}
+    positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "steps", "epochs", "minibatches")
+    positive += ("hidden", "log_every", "project_every")
+    lowest = dict.fromkeys(positive, 1) | dict.fromkeys(
+        ("seed", "stack", "lr", "lr_end", "optimizer_epsilon", "clip"), 0
+    )
+    for name, least in lowest.items():
+        if not least <= values[name] < math.inf:
+            raise harness.UserError(f"{_option(name)} {values[name]}: it must be at least {least}, and finite")
+    for name in ("gamma", "q_lambda", "epsilon_end", "evaluation_epsilon", "exploration"):
+        if not 0 <= values[name] <= 1:
+            raise harness.UserError(f"{_option(name)} {values[name]}: it must lie in 0 to 1")
+    for name in ("adam_b1", "adam_b2"):
+        if not 0 <= values[name] < 1:
+            raise harness.UserError(f"{_option(name)} {values[name]}: it must be at least 0 and below 1")
+    size = config.pqn.agent_steps
+    if size % config.pqn.minibatches:
+        divisors = [number for number in range(1, size + 1) if size % number == 0]
+        nearest = min(divisors, key=lambda number: abs(math.log(number / config.pqn.minibatches)))
+        raise harness.UserError(
+            f"--minibatches {config.pqn.minibatches}: it must divide the {size} agent steps of a rollout (--num-envs "
+            f"times --steps); the nearest is {nearest}"
+        )
+    _check_multiple(config, "iteration_frames", FRAME_SKIP * size, "a rollout's frames")
+    _check_multiple(config, "frames", config.iteration_frames, "--iteration-frames")
+    config = dataclasses.replace(config, stack=config.stack or (1 if len(game.shape) == 3 else STACK))
+    build(config)
+    return config
+
+
+def network_of(config: Config, game: Game) -> Network:
+    """The network, as the method trains it."""
+    method = parse_method(config.method)
+    *planes, height, width = game.shape
+
+    def make(rngs) -> QNetwork:
+        return QNetwork(
+            game.num_actions,
+            torso="minatar" if planes else "flat",
+            observation=(math.prod([config.stack, *planes]), height, width),
+            hidden=config.hidden,
+            norm=norm_of(method, config.nap),
+            activation=method.activation,
+            rngs=rngs,
+        )
+
+    return adapt_network(method, as_functions(make))
+
+
+def epsilon_of(config: Config) -> optax.Schedule:
+    """Exploration in training, by the number of rollouts before."""
+    return optax.linear_schedule(1.0, config.epsilon_end, max(1, round(config.exploration * config.rollouts)))
+
+
+def build(config: Config, spread: Spread = vmapped) -> Pqn:
+    """The compiled functions of a resolved configuration.
+
+    Raises:
+        harness.UserError: a method that makes no sense here.
+    """
+    game, method = GAMES[config.game](), parse_method(config.method)
+    network = network_of(config, game)
+
+    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+        setting = Setting(network, key, config.rollouts * config.pqn.updates)
+        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
+
+    environment = Environment(
+        functools.partial(start, game, config.stack), functools.partial(advance, game), lambda playing: playing.stack
+    )
+    return make_pqn(
+        network,
+        optimizer,
+        environment,
+        config.pqn,
+        epsilon=epsilon_of(config),
+        evaluation_envs=config.evaluation_episodes,
+        spread=spread,
+    )
+
+
+def _main(argv: list[str]) -> None:
+    use_all_cores()
+    run(*_parse(argv))
+
+
+def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
+    config, options = harness.parse_command(Config, argv, name="pqn", description=__doc__, presets=PRESETS)
+    return resolve(dataclasses.replace(config, seeds=options.seeds)), options
+
+
+def _label(config: Config) -> str:
+    return f"{config.game}-{config.method}-seeds{config.seed}to{config.seed + config.seeds - 1}"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_multiple(config: Config, name: str, of: int, what: str) -> None:
+    value = getattr(config, name)
+    if value % of:
+        nearest = max(1, round(value / of)) * of
+        raise harness.UserError(
+            f"{_option(name)} {value}: it must be a multiple of {of}, {what}; the nearest is {nearest}"
+        )
+
+
+def _run(config: Config, opened: harness.Run) -> None:
+    seeds = Seeds(config.seeds)
+    pqn = build(config, functools.partial(seeds.map, at_once=seeds.per_device))
+    running = pqn.begin((), seeds.keys(config.seed))
+    # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
+    done, (saved, last_returns) = opened.restore((seeds.drop_padding(running), np.full(config.seeds, np.nan)))
+    running, recorder = seeds.pad(saved, running), _Recorder(config, opened)
+    last_save = started = time.monotonic()
+    begun = done
+    while done < config.rollouts:
+        in_iteration = done % config.iteration_rollouts
+        to_next = config.log_every - done % config.log_every if done else 1  # the first one alone: norms start from it
+        count = min(to_next, config.iteration_rollouts - in_iteration)
+        running, told = pqn.learn((), running, np.int32(count))
+        done += count
+        recorder.add(done, told)
+        if done % config.iteration_rollouts == 0:
+            recorder.flush()
+            recorder.speed(done, (done - begun) / (time.monotonic() - started))
+            returns = np.asarray(pqn.evaluate((), running, np.float32(config.evaluation_epsilon)))[: config.seeds]
+            last_returns = returns.mean(axis=1, dtype=np.float64)
+            recorder.evaluated(done, last_returns)
+            begun, started = done, time.monotonic()
+        if done == config.rollouts or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+            recorder.flush()
+            opened.save(done, (seeds.drop_padding(running), last_returns))
+            last_save = time.monotonic()
+        opened.check_interrupted()
+    opened.finish({"seeds": config.seeds, "frames": config.frames, "eval/return": float(np.mean(last_returns))})
+
+
+class _Recorder:
+    """Writes down each stretch once the next one is running, so that the device does not wait for it."""
+
+    def __init__(self, config: Config, opened: harness.Run) -> None:
+        self._config, self._opened = config, opened
+        self._rate = learning_rate(config.optimizer, config.rollouts * config.pqn.updates)
+        self._epsilon = epsilon_of(config)
+        self._waiting: tuple[int, Told] | None = None
+        self._diverged: set[int] = set()
+
+    def add(self, done: int, told: Told) -> None:
+        """Takes the stretch that has just been started, and writes down the one before."""
+        self.flush()
+        self._waiting = done, told
+
+    def flush(self) -> None:
+        """Writes down the stretch that is waiting."""
+        if self._waiting is None:
+            return
+        done, told = self._waiting
+        self._waiting = None
+        found: Any = jax.device_get(told)
+        measured_at = (done - 1) * self._config.pqn.updates
+        common = {"learning_rate": np.asarray(self._rate(measured_at)), "epsilon": np.asarray(self._epsilon(done - 1))}
+        for i in range(self._config.seeds):
+            self._opened.record(
+                {
+                    "phase": "train",
+                    "seed": self._config.seed + i,
+                    **self._place(done),
+                    "train/episodes": found.episodes[i],
+                    "train/return": found.mean_return[i],  # null where no episode ended
+                    "loss": found.loss[i],
+                    **common,
+                    **{name: value[i] for name, value in found.measured.items()},
+                }
+            )
+        self._check(done, found.loss)
+        returns = found.mean_return[: self._config.seeds]
+        shown = {} if np.isnan(returns).any() else {"return": float(returns.mean())}
+        self._opened.progress.update(frames=self._place(done)["frames"], **shown)
+
+    def evaluated(self, done: int, returns: np.ndarray) -> None:
+        """Writes down an evaluation: each seed's mean return."""
+        for i, mean in enumerate(returns):
+            row = {"phase": "eval", "seed": self._config.seed + i, **self._place(done)}
+            self._opened.record({**row, "eval/episodes": self._config.evaluation_episodes, "eval/return": mean})
+
+    def speed(self, done: int, rollouts_per_second: float) -> None:
+        """Writes down how fast training was, all seeds together, without the evaluation."""
+        frames_per_second = rollouts_per_second * FRAME_SKIP * self._config.pqn.agent_steps * self._config.seeds
+        frames = self._place(done)["frames"]
+        self._opened.record_timing({"frames": frames, "frames_per_second": frames_per_second})
+
+    def _place(self, done: int) -> dict[str, int]:
+        agent_steps = done * self._config.pqn.agent_steps
+        return {
+            "iteration": -(-done // self._config.iteration_rollouts),
+            "frames": FRAME_SKIP * agent_steps,
+            "agent_steps": agent_steps,
+            "updates": done * self._config.pqn.updates,
+        }
+
+    def _check(self, done: int, losses: np.ndarray) -> None:
+        """Tells of each seed that diverges; the run ends when all have."""
+        diverged = {i for i in range(self._config.seeds) if not np.isfinite(losses[i])}
+        for i in sorted(diverged - self._diverged):
+            self._opened.progress.say(f"seed {self._config.seed + i}: the loss is not finite")
+        self._diverged |= diverged
+        if len(diverged) == self._config.seeds:
+            self._opened.check_finite("loss of every seed", losses[0], updates=self._place(done)["updates"])
