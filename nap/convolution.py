@@ -23,9 +23,9 @@ def convolve(
 ) -> Float[Array, "batch h w outputs"]:
     """A convolution in two dimensions, channels last, without dilation.
 
-    On a CPU one of stride 1 is a matrix product of its patches. XLA's own convolutions become 6 to 16 times slower there
-    inside a loop (`jax.lax.scan`) and 4 times under `jax.vmap`; the product does not, and is no slower outside of them. A
-    strided one, and one with very many patches, is left to XLA.
+    On a CPU one of stride 1 is a matrix product of its patches. XLA's own convolutions become 6 to 16 times slower
+    there inside a loop (`jax.lax.scan`) and 4 times under `jax.vmap`; the product does not, and is no slower outside of
+    them. A strided one, and one with very many patches, is left to XLA.
 
     Args:
         x: the images.

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from agents.dqn import Agent, layer_of
 from agents.evaluation import evaluate
@@ -28,8 +30,12 @@ from envs.games import GAMES, GameEnvs
 from envs.scores import games_in, human_normalised
 from experiments import harness
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
+from experiments.atari.devices import mesh_of, on_mesh
 from experiments.atari.matching import Multipliers, free_of, multipliers_of
+from experiments.harness.command_line import DeviceOptions
+from experiments.harness.grid import with_options
 from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.mesh import copies_in_memory
 from experiments.harness.methods import (
     MATCHING,
     adapt_network,
@@ -44,18 +50,47 @@ from nap.networks import Network
 
 def main(argv: list[str]) -> int:
     """Run from the command line; returns the exit code."""
-    return harness.run_command(run, Config, argv, name="atari", description=__doc__, presets=PRESETS)
+    return harness.run_command(
+        lambda config, options: run(config, options, mesh_of(config, options)),
+        Config, argv, name="atari", description=__doc__, presets=PRESETS, options_type=DeviceOptions,
+    )  # fmt: skip
 
 
-def run(config: Config, options: harness.RunOptions) -> list[Path]:
+def plan(argv: list[str]) -> list[harness.Job]:
+    """A command for each run that a command line stands for: for each game and seed. Raises harness.UserError."""
+    config, options = harness.parse_command(
+        Config, argv, name="atari", description=__doc__, presets=PRESETS, options_type=DeviceOptions
+    )
+    return [
+        harness.Job(
+            ("atari", *with_options(argv, {"--games": None, "--game": one.game, "--seeds": None, "--seed": one.seed})),
+            (folder_of(one, options.out),),
+        )
+        for of_game in by_game(config)
+        for seed in range(config.seed, config.seed + options.seeds)
+        for one in [dataclasses.replace(of_game, seed=seed)]
+    ]
+
+
+def run(config: Config, options: harness.RunOptions, mesh: Mesh | None = None) -> list[Path]:
     """One run, from its beginning or from where it was left; or one for each of several games.
 
     A run with a matching schedule begins with the one that it follows, which `options.fresh` does not start over.
 
+    Args:
+        config: the configuration.
+        options: the shared options.
+        mesh: the devices that share each batch; None: a single one.
+
     Returns:
         The folder of each game's run.
     """
-    return [_run_one(one, options) for one in by_game(config)]
+    return [_run_one(one, options, mesh) for one in by_game(config)]
+
+
+def folder_of(config: Config, out: Path) -> Path:
+    """The folder of the run of a resolved configuration, there or not."""
+    return harness.run_folder("atari", config, out=out, label=_label(config))
 
 
 def by_game(config: Config) -> list[Config]:
@@ -71,14 +106,14 @@ def by_game(config: Config) -> list[Config]:
     return [resolve(dataclasses.replace(config, game=game, games="")) for game in games]
 
 
-def network_of(config: Config, num_actions: int, observation: tuple[int, int, int]) -> Network:
+def network_of(config: Config, num_actions: int, observation: tuple[int, ...]) -> Network:
     """The agent's network, as its method trains it."""
     method = parse_method(config.method)
     network = make_network(
         config.ingredients,
         num_actions,
-        observation=observation,
-        torso="flat" if config.game in GAMES else config.torso,
+        observation=(math.prod(observation[:-2]), *observation[-2:]),
+        **_body(config, observation),
         norm=norm_of(method, config.nap),
         norm_axes=config.norm_axes,
         activation=method.activation,
@@ -87,23 +122,62 @@ def network_of(config: Config, num_actions: int, observation: tuple[int, int, in
     return adapt_network(method, network)
 
 
+def _body(config: Config, observation: tuple[int, ...]) -> dict[str, Any]:
+    """What of the network depends on the game: for MinAtar's planes, the sizes of Young & Tian (2019)."""
+    planes = len(observation) == 4
+    own = "minatar" if planes else "flat"
+    return {
+        "torso": own if config.game in GAMES else config.torso,
+        "hidden": config.hidden or (128 if planes else 512),
+    }
+
+
+class Span(NamedTuple):
+    """The updates that an agent is made for.
+
+    Attributes:
+        updates: of the whole run.
+        task_updates: of each task; 0 where there are none, or of different lengths.
+        rate: the learning rate at each update.
+    """
+
+    updates: int
+    task_updates: int
+    rate: optax.Schedule
+
+
+def optimizer_of(
+    config: Config, network: Network, multipliers: Multipliers | None = None, span: Span | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The agent's optimizer; `span` is for a run of several tasks."""
+    span = span or Span(config.total_updates, 0, learning_rate(config.optimizer, config.total_updates))
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    setting = Setting(network, key, span.updates, span.task_updates)
+    method = parse_method(config.method)
+    return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting, multipliers, span.rate)
+
+
 def make_learner(
     config: Config,
     num_actions: int,
-    observation: tuple[int, int, int],
+    observation: tuple[int, ...],
     network: Network | None = None,
     multipliers: Multipliers | None = None,
+    span: Span | None = None,
 ) -> Agent:
     """The agent, with its own network or another one; a matching schedule needs its multipliers."""
-    method = parse_method(config.method)
     network = network or network_of(config, num_actions, observation)
-    setting = Setting(network, jax.random.fold_in(jax.random.key(config.seed), 3), config.total_updates)
-    optimizer = make_optimizer(method, config.optimizer, config.nap, config.rivals, setting, multipliers)
+    optimizer = optimizer_of(config, network, multipliers, span)
     return assemble(config.ingredients, network, optimizer, config.target_period)
 
 
 def build(
-    config: Config, num_actions: int, observation: tuple[int, int, int], multipliers: Multipliers | None = None
+    config: Config,
+    num_actions: int,
+    observation: tuple[int, ...],
+    multipliers: Multipliers | None = None,
+    span: Span | None = None,
+    mesh: Mesh | None = None,
 ) -> Functions:
     """The agent and its replay, as jitted functions; a matching schedule needs its multipliers."""
     ingredients = config.ingredients
@@ -117,8 +191,11 @@ def build(
         uniform_probability=config.uniform_probability,
     )
     one = functools.partial(transitions, stack=STACK, n_step=ingredients.n_step, gamma=config.gamma, clip_reward=True)
-    exponent = optax.linear_schedule(config.importance_exponent, 1.0, config.total_updates)
-    learner = make_learner(config, num_actions, observation, multipliers=multipliers)
+    updates = span.updates if span else config.total_updates
+    exponent = optax.linear_schedule(config.importance_exponent, 1.0, updates)
+    learner = make_learner(config, num_actions, observation, multipliers=multipliers, span=span)
+    if mesh is not None:
+        learner, replay = on_mesh(learner, replay, mesh)
     return make_functions(learner, replay, one, exponent)
 
 
@@ -140,40 +217,46 @@ def make_environments(config: Config) -> AtariEnvs | GameEnvs:
     return AtariEnvs(config.game, protocol=config.environment, num_envs=config.num_envs, seed=config.seed)
 
 
-def _run_one(config: Config, options: harness.RunOptions) -> Path:
-    harness.enable_compilation_cache()
-    schedule, free = config.optimizer.schedule, None
-    if schedule in MATCHING:
-        free = _run_one(free_of(config), dataclasses.replace(options, fresh=False))
+def _label(config: Config) -> str:
+    schedule = config.optimizer.schedule
     method = config.method if schedule == "constant" else f"{config.method}-{schedule}"
+    return f"{config.game}-{config.agent}-{method}-seed{config.seed}"
+
+
+def _run_one(config: Config, options: harness.RunOptions, mesh: Mesh | None) -> Path:
+    harness.enable_compilation_cache()
+    free = None
+    if config.optimizer.schedule in MATCHING:
+        free = _run_one(free_of(config), dataclasses.replace(options, fresh=False), mesh)
     with harness.open_run(
         "atari",
         config,
         out=options.out,
         fresh=options.fresh,
-        label=f"{config.game}-{config.agent}-{method}-seed{config.seed}",
+        wait=options.wait,
+        label=_label(config),
         total=config.frames,
     ) as opened:
         if not opened.done:
-            _run(config, opened, free)
+            _run(config, opened, free, mesh)
         return opened.folder
 
 
-def _run(config: Config, opened: harness.Run, free: Path | None) -> None:
+def _run(config: Config, opened: harness.Run, free: Path | None, mesh: Mesh | None) -> None:
     environments = make_environments(config)
     with contextlib.closing(environments):
-        _train_and_evaluate(config, opened, environments, free)
+        _train_and_evaluate(config, opened, environments, free, mesh)
 
 
 def _train_and_evaluate(
-    config: Config, opened: harness.Run, environments: AtariEnvs | GameEnvs, free: Path | None
+    config: Config, opened: harness.Run, environments: AtariEnvs | GameEnvs, free: Path | None, mesh: Mesh | None
 ) -> None:
     shape = environments.num_actions, environments.observation_shape
     multipliers = multipliers_of(config, network_of(config, *shape), free) if free else {}
-    functions = build(config, *shape, multipliers)
+    functions = build(config, *shape, multipliers, mesh=mesh)
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
-    needed = bytes_of(jax.eval_shape(functions.init, init_key))
+    needed = bytes_of(jax.eval_shape(functions.init, init_key)) * copies_in_memory(mesh)
     opened.progress.say(
         require_memory("replay, network and optimizer", needed, jax.devices()[0], "take a smaller --replay-capacity")
     )

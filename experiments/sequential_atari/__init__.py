@@ -141,7 +141,7 @@ def _run(config: Config, opened: harness.Run) -> None:
         if visit.number > 0 and iterations[done - 1] is not visit:
             state = player.switch(state, visits[visit.number - 1].place, visit.place)
         started = time.monotonic()
-        state = player.train(state, visit, _schedule(config, visit), done, recorder)
+        state = player.train(state, visit, schedule_of(config, visit), done, recorder)
         frames = FRAME_SKIP * int(state.loop.agent_steps)
         opened.record_timing(
             {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
@@ -178,7 +178,8 @@ def span_of(config: Config) -> atari.Span:
     return atari.Span(sum(each), each[0] if len(set(each)) == 1 else 0, rate)
 
 
-def _schedule(config: Config, visit: Visit) -> Schedule:
+def schedule_of(config: Config, visit: Visit) -> Schedule:
+    """When what happens in a visit."""
     of_task, start = of_visit(config, visit.task.game, visit.task.frames), visit.start // FRAME_SKIP
 
     def epsilon(agent_steps: int) -> float:

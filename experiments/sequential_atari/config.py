@@ -70,6 +70,7 @@ class Config(atari.Config):
 
 _SMALL: dict[str, Any] = {
     "agent": "double-dqn",
+    "hidden": 128,
     "n_step": 3,
     "num_envs": 8,
     "update_period": 8,

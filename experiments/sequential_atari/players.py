@@ -131,12 +131,14 @@ class InJax:
 
     Attributes:
         device: the first one used.
+        functions: the agent's and its replay's, of one seed.
     """
 
     def __init__(self, config: Config, span: atari.Span) -> None:
         self._config, self._seeds = config, Seeds(config.seeds)
         game = config.sequence.tasks[0].make()
         self._made = _make(config, span, game.num_actions, (STACK, *game.shape))
+        self.functions = self._made.functions
         self._spread = functools.partial(self._seeds.map, at_once=self._seeds.per_device)
         split = jax.vmap(lambda key: jax.random.split(key, 3))(self._seeds.keys(config.seed))
         self._init_keys, self._train_keys, self._evaluation_keys = split[:, 0], split[:, 1], split[:, 2]
@@ -188,7 +190,7 @@ class InJax:
         """The returns in the task at a place, of each seed, when an iteration of a visit is over."""
         params = state.loop.agent.params
         if state.heads and place != visit.place:
-            params = self._spread(lambda _, own, place: with_head(*own, place))(
+            params = self._spread(lambda _, own, place: with_head(own[0], own[1], place))(
                 (), (params, state.heads), np.int32(place)
             )
         keys = jax.vmap(lambda key: jax.random.fold_in(key, iteration))(self._evaluation_keys)
@@ -236,10 +238,11 @@ class OnTheHost:
 
     def __init__(self, config: Config, span: atari.Span) -> None:
         self._config, self.device = config, jax.devices()[0]
+        shapes = []
         for task in dict.fromkeys(config.sequence.tasks):
             with contextlib.closing(self._environments(task)) as environments:
-                shape = environments.num_actions, environments.observation_shape
-        self._made = _make(config, span, *shape)
+                shapes.append((environments.num_actions, environments.observation_shape))
+        self._made = _make(config, span, *shapes[0])
         self._init_key, self._train_key, self._evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
         self._switch = jax.jit(self._made.switch, donate_argnums=(0, 1, 2))
 
