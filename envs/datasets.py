@@ -108,13 +108,14 @@ _FASHION_MNIST_FILES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def _data_folder() -> Path | None:
+def data_folder() -> Path | None:
+    """The folder that the environment variable NAP_DATA names, if it is set."""
     return Path(os.environ["NAP_DATA"]).expanduser() if os.environ.get("NAP_DATA") else None
 
 
 def _fashion_mnist_folder(root: Path | None) -> Path | None:
     """The first folder that has all four files. A root that is given is the only one looked into."""
-    data = _data_folder()
+    data = data_folder()
     folders = [root] if root is not None else [*([data / "fashion-mnist"] if data else []), _DEBIAN]
     return next((folder for folder in folders if all((folder / file).is_file() for file in _FASHION_MNIST_FILES)), None)
 
@@ -122,7 +123,7 @@ def _fashion_mnist_folder(root: Path | None) -> Path | None:
 def _fashion_mnist(root: Path | None, download: bool) -> Dataset:
     folder = _fashion_mnist_folder(root)
     if folder is None and download:
-        data = _data_folder()
+        data = data_folder()
         folder = root or (data / "fashion-mnist" if data else None)
         if folder is None:
             raise ValueError("fashion-mnist: nowhere to download to: pass a root, or set NAP_DATA to a folder")
@@ -222,7 +223,7 @@ _CIFARS: Mapping[str, _Cifar] = MappingProxyType(
 
 def _cifar(name: str, root: Path | None) -> Dataset:
     kind = _CIFARS[name]
-    place = root or _data_folder()
+    place = root or data_folder()
     candidates = [place, place / kind.folder, place / kind.archive] if place else []
     found = next((path for path in candidates if path.is_file() or (path / kind.train[0]).is_file()), None)
     if found is None:
@@ -280,7 +281,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _npz(name: str, root: Path | None) -> Dataset:
-    places = [Path(), *(folder for folder in (root, _data_folder()) if folder)]
+    places = [Path(), *(folder for folder in (root, data_folder()) if folder)]
     path = next((place / name for place in places if (place / name).is_file()), None)
     if path is None:
         raise DatasetMissing(

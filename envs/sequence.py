@@ -125,7 +125,6 @@ def _parse_task(word: str, frames: int) -> list[Task]:
 def _check_order(task: Task) -> None:
     if task.game not in GAMES:
         raise ValueError(f"'{task.name}': the frames of ale-py's games have no planes to put in another order")
-    task.make()
 
 
 MINATAR = ("minatar-breakout", "minatar-asterix", "minatar-space_invaders", "minatar-freeway")

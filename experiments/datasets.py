@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ class Options:
     download: Literal["fashion-mnist"] | None = None
     """Fetch this one (31 MB, its checksums are compared) into $NAP_DATA, or into --root."""
     root: Path | None = None
-    """The folder to look in, or to download to; by default $NAP_DATA, Debian's, and the installed packages."""
+    """The folder to look for images in, or to download to; by default $NAP_DATA, Debian's, and installed packages."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options) -> None:
     """Downloads what is asked for, then shows what is there."""
-    from envs.datasets import DatasetMissing, load
+    from envs.datasets import load
     from nap.tables import format_table
 
     if options.download is not None:
@@ -36,13 +38,45 @@ def run(options: Options) -> None:
             load(options.download, root=options.root, download=True)
         except ValueError as error:
             raise harness.UserError(f"--download {options.download}: {error}") from None
-    rows = []
+    print(format_table(["data set", "examples", "each", ""], [*_images(options.root), *_texts()]))
+
+
+def _images(root: Path | None) -> Iterator[list[str]]:
+    from envs.datasets import load
+    from envs.loaders.image_files import find_images
+
     for name in NAMES:
         try:
-            found = load(name, root=options.root)
-        except DatasetMissing as missing:
-            rows.append([name, "–", "", str(missing).removeprefix(f"{name}: ")])
+            found = load(name, root=root)
+        except ValueError as wrong:  # missing, or damaged
+            yield _absent(name, wrong)
             continue
         shape = "×".join(map(str, found.images.shape[1:]))
-        rows.append([name, f"{len(found.images):,} + {len(found.test_images):,}", shape, f"{found.classes} classes"])
-    print(format_table(["data set", "images", "size", ""], rows))
+        yield [name, f"{len(found.images):,} + {len(found.test_images):,}", shape, f"{found.classes} classes"]
+    try:
+        train, held_out = find_images(root)
+        yield ["imagenet", "not counted", "JPEG", f"{train[0]} and {held_out[0]}"]
+    except ValueError as wrong:  # missing, or damaged
+        yield _absent("imagenet", wrong)
+
+
+def _texts() -> Iterator[list[str]]:
+    from envs.loaders import FORMS, load_questions, load_text
+
+    corpus = load_text()
+    letters = sum(map(len, corpus.documents + corpus.held_out))
+    counts = f"{len(corpus.documents):,} + {len(corpus.held_out):,}"
+    yield ["stdlib", counts, "file", f"{letters / 1e6:.1f} million letters: the sources of Python's library"]
+    here = importlib.util.find_spec("datasets") is not None
+    how = "the Hugging Face Hub streams it" if here else "it is streamed: `pip install datasets`, or the extra data"
+    yield ["c4", "not counted" if here else "–", "text" if here else "", how]
+    for name in FORMS:
+        try:
+            questions = load_questions(name)
+            yield [name, f"{len(questions):,}", "question", f"choices: {len(questions[0].choices)}"]
+        except ValueError as wrong:  # missing, or damaged
+            yield _absent(name, wrong)
+
+
+def _absent(name: str, wrong: ValueError) -> list[str]:
+    return [name, "–", "", str(wrong).removeprefix(f"{name}: ")]

@@ -19,8 +19,11 @@ from experiments.harness.identity import flatten
 from experiments.harness.records import STEP_NAMES
 
 BASES = ("none", "layernorm", "rmsnorm", "nap")  # from plain to projected; a method is one of them, or is joined with +
-# What makes a stream of tasks another problem.
-_PROBLEM = ("data", "network", "channels", "hidden", "reset_head", "protocol")
+# What makes a stream of tasks another problem, and what a sequence of games.
+_PROBLEM = {
+    "stream": ("data", "network", "channels", "hidden", "reset_head", "protocol"),
+    "tasks": ("frames", "passes"),
+}
 _ROWS_WITH_ALL_NAMES = 100
 
 
@@ -33,7 +36,7 @@ class LoadedRun:
     seed: int
     records: pl.DataFrame  # a row a record, a column a name; null where a record has no such name
     done: bool
-    problem: str = ""  # the game, or the stream of tasks with the settings in which runs of that stream differ
+    problem: str = ""  # the game; or the stream or sequence of tasks, with the settings in which runs of it differ
     differences: tuple[tuple[str, str], ...] = ()  # settings in which runs of one method differ, beside the seed
 
     @property
@@ -139,18 +142,18 @@ def common_folder(runs: list[LoadedRun]) -> Path:
 
 
 def _with_problems(runs: list[LoadedRun]) -> list[LoadedRun]:
-    """The runs with their problems: the game; or the stream, and whatever else makes the tasks of two runs differ."""
-    streams: dict[str, dict[str, set[str]]] = {}
+    """The runs with their problems: the game; or the tasks, and whatever else makes the tasks of two runs differ."""
+    values: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for name, value in _of_problem(run):
-            streams.setdefault(str(run.config.get("stream")), {}).setdefault(name, set()).add(value)
+            values.setdefault(str(run.config[_kind(run)]), {}).setdefault(name, set()).add(value)
 
     def problem(run: LoadedRun) -> str:
-        if "stream" not in run.config:
+        if not _kind(run):
             return str(run.config.get("game", run.experiment))
-        stream = str(run.config["stream"])
-        telling = [f"{option(name)} {value}" for name, value in _of_problem(run) if len(streams[stream][name]) > 1]
-        return f"{stream} ({', '.join(telling)})" if telling else stream
+        tasks = str(run.config[_kind(run)])
+        telling = [f"{option(name)} {value}" for name, value in _of_problem(run) if len(values[tasks][name]) > 1]
+        return f"{tasks} ({', '.join(telling)})" if telling else tasks
 
     return [dataclasses.replace(run, problem=problem(run)) for run in runs]
 
@@ -160,13 +163,18 @@ def _of_problem(run: LoadedRun) -> list[tuple[str, str]]:
 
 
 def _is_of_problem(run: LoadedRun, name: str) -> bool:
-    return "stream" in run.config and name.partition(".")[0] in _PROBLEM
+    return name.partition(".")[0] in _PROBLEM.get(_kind(run), ())
+
+
+def _kind(run: LoadedRun) -> str:
+    """The setting that names the tasks of a run: "stream" or "tasks"; "" for a single game."""
+    return next((name for name in _PROBLEM if name in run.config), "")
 
 
 def _with_differences(runs: list[LoadedRun]) -> list[LoadedRun]:
     """The runs with the settings, beside the seed, in which runs of one experiment, problem and method differ."""
     settings = [dict(flatten(run.config)) for run in runs]
-    alike = ("game", "stream", "method", "seed", "seeds")
+    alike = ("game", *_PROBLEM, "method", "seed", "seeds")
     names = dict.fromkeys(name for setting in settings for name in setting if name not in alike)
     telling: list[str] = []
     for name in names:

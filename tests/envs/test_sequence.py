@@ -26,7 +26,6 @@ def test_a_set_of_games_stands_for_its_games():
         ("brikcs", "unknown game"),
         ("bricks:frame=3", "there can be :order=N and :frames=N, not ':frame=3'"),
         ("pong:order=1", "'pong:order=1': the frames of ale-py's games have no planes"),
-        ("bricks:order=1", "have no planes to permute"),
     ],
 )
 def test_what_is_no_task_is_said_in_a_line(text, told):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+import envs.sequence
 from envs.scores import REFERENCES, games_in, human_normalised
+from envs.sequence import Task, Visit, parse_tasks
 from experiments import harness
 
 LAYERS = ("torso/conv_0/kernel", "torso/conv_1/kernel", "torso/conv_2/kernel", "head/hidden/kernel", "head/out/kernel")
@@ -175,8 +177,116 @@ def _plasticity_row(config: PlasticityConfig, task: int, stretch: int, stretches
     return row | {"effective_rank": 50 * (1 - decay * age), "feature_rank": 60}
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceConfig:
+    """A sequence of games: the fields that the report reads, and one that it only shows."""
+
+    tasks: str = "bricks,switching-dim"
+    passes: int = 2
+    frames: int = 80_000
+    method: str = "nap"
+    agent: str = "double-dqn"
+    seed: int = 0
+    seeds: int = 3
+    replay: str = "clear"
+    moments: str = "keep"
+    target: str = "copy"
+    exploration: str = "restart"
+    rate: str = "restart"
+    head: str = "shared"
+    iteration_frames: int = 8_000
+    optimizer: dict = dataclasses.field(default_factory=lambda: {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"})
+
+    def alone(self, task: Task) -> "SequenceConfig":
+        """A fresh agent on a task."""
+        return dataclasses.replace(self, tasks=task.name, frames=task.frames, passes=1)
+
+
+def write_sequence_run(out: Path, config: SequenceConfig, rows: Sequence[dict], finish: bool = True) -> Path:
+    """Writes the folder of a sequence, or of a fresh agent, with given rows and returns it."""
+    label = f"{config.tasks[:40]}-{config.passes}passes-{config.method}-{config.optimizer['schedule']}"
+    with harness.open_run("sequential-atari", config, out=out, label=label) as run:
+        run.restore({"count": 0})
+        for row in rows:
+            run.record(row)
+        if finish:
+            run.finish({})
+        return run.folder
+
+
+def make_sequence(
+    out: Path, config: SequenceConfig, visits: int | None = None, layers: Sequence[str] = LAYERS[2:]
+) -> None:
+    """Writes a sequence, up to so many visits, and a fresh agent on each of its tasks, in shapes as they may come."""
+    sequence = envs.sequence.Sequence(parse_tasks(config.tasks, config.frames), config.passes)
+    rows = sequence_rows(config, visits, layers)
+    write_sequence_run(out, config, rows, finish=visits is None or visits == len(sequence.visits))
+    for task in dict.fromkeys(sequence.tasks):
+        alone = config.alone(task)
+        write_sequence_run(out, alone, sequence_rows(alone, None, layers))
+
+
+def sequence_rows(
+    config: SequenceConfig, visits: int | None = None, layers: Sequence[str] = LAYERS[2:], records: int = 20
+) -> list[dict]:
+    """The rows of a run of `make_sequence`."""
+    sequence = envs.sequence.Sequence(parse_tasks(config.tasks, config.frames), config.passes)
+    rows = []
+    for visit in sequence.visits[:visits]:
+        for seed, record in itertools.product(range(config.seed, config.seed + config.seeds), range(1, records + 1)):
+            rows += _sequence_rows(config, visit, seed, record / records, len(sequence.visits), layers)
+        ends = [row for row in rows if row["phase"] == "eval" and row["visit_frames"] == visit.task.frames]
+        rows += [
+            {**ends[-1], "phase": "all", "seed": seed, "played": task.name}
+            | {"eval/return": _level(config, task.game, 1.0 if task == visit.task else 0.3, visit.number, seed)}
+            for task in sequence.tasks
+            for seed in range(config.seed, config.seed + config.seeds)
+        ]
+    return rows
+
+
+def _sequence_rows(
+    config: SequenceConfig, visit: Visit, seed: int, part: float, visits: int, layers: Sequence[str]
+) -> list[dict]:
+    """A record of training and, at an iteration's end, one of evaluation."""
+    random = np.random.default_rng([seed, visit.number, int(1000 * part), sum(map(ord, config.method))])
+    within = int(part * visit.task.frames)
+    place = {"seed": seed, "task": visit.task.name, "visit": visit.number + 1, "pass": visit.passed + 1}
+    place |= {"frames": visit.start + within, "visit_frames": within, "updates": (visit.start + within) // 32}
+    projected, age = "nap" in config.method, (visit.number + part) / visits
+    rate = 1e-3 * (np.cos(np.pi * part / 2) ** 2 + 0.01 if config.optimizer["schedule"] == "cosine" else 1.0)
+    score = _level(config, visit.task.game, 0.9 * part - 0.1, visit.number, seed)
+    row = {"phase": "train", **place, "train/return": score, "loss": 0.05 * np.exp(random.normal() / 5) * (1.2 - part)}
+    row |= {"epsilon": max(0.01, 1 - part), "learning_rate": rate}
+    for number, layer in enumerate(layers):
+        norm = 5.0 if projected and layer != LAYERS[-1] else 5 * (1 + (1 + number) * np.sqrt(age))
+        update = 10 * rate * np.exp(random.normal() / 6)
+        row |= {f"weight_norm/{layer}": norm, f"elr/{layer}": update / norm}
+        if layer != LAYERS[-1]:
+            dormant = (0.05 if projected else 0.4) * age * (1.2 - part) * np.exp(random.normal() / 8)
+            row[f"dormant_fraction_0.025/{layer.removesuffix('/kernel')}"] = dormant
+    if within % config.iteration_frames:
+        return [row]
+    evaluated = _level(config, visit.task.game, part, visit.number, seed)
+    return [row, {"phase": "eval", **place, "played": visit.task.name, "eval/return": evaluated}]
+
+
+def _level(config: SequenceConfig, game: str, part: float, visit: int, seed: int) -> float:
+    """A score: what a method comes to falls from visit to visit, less with projection."""
+    random = np.random.default_rng([seed, visit, int(1000 * part) + 100, len(config.method), sum(map(ord, game))])
+    schedule = 0.03 * (config.optimizer["schedule"] == "cosine")
+    lost = 0.01 if "nap" in config.method else 0.08 - 0.005 * (len(config.method) % 8)
+    skill = (0.8 + schedule - min(0.7, lost * visit)) * part + 0.04 * random.normal()
+    reference = REFERENCES.get(game)
+    return reference.random + skill * (reference.human - reference.random) if reference else 2 * skill
+
+
 if __name__ == "__main__":
-    if sys.argv[3] == "plasticity":
+    if sys.argv[3] == "sequential-atari":
+        tasks, passes, *methods = sys.argv[4:]
+        for method in methods:
+            make_sequence(Path(sys.argv[1]), SequenceConfig(tasks, int(passes), method=method, seeds=int(sys.argv[2])))
+    elif sys.argv[3] == "plasticity":
         for stream in ("random-labels", "permuted-inputs"):
             for method in sys.argv[4:]:
                 for rate in (1e-3, 1e-4):

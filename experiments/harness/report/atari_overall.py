@@ -81,7 +81,7 @@ def layers_plots(runs: Sequence[LoadedRun]) -> list[Plot | None]:
             lambda run: over_layers(run, "elr", layers[run.problem]),
             "‖update‖ / ‖weights‖, per update",
         ),
-        games_plot(runs, "dormant-units-of-games", _dormant, "dormant units (%)"),
+        games_plot(runs, "dormant-units-of-games", dormant_units, "dormant units (%)"),
     ]
 
 
@@ -112,6 +112,13 @@ def words_of(games: Sequence[str]) -> str:
     return f"{len(games)} games: {', '.join(games)}"
 
 
+def dormant_units(run: LoadedRun) -> Curve:
+    """The mean over layers of the share of units that are dormant at 0.025, in percent."""
+    curves = [percent(run.series(f"dormant_fraction_0.025/{layer}")) for layer in run.layers("dormant_fraction_0.025")]
+    curves = [curve for curve in curves if curve[0].size]
+    return mean_curve(curves) if curves else (np.zeros(0), np.zeros(0))
+
+
 def _aggregate_lines(scores: Scores, statistic: str) -> tuple[Line, ...]:
     lines = []
     for label in scores.labels:
@@ -138,10 +145,3 @@ def _over_games(runs: Sequence[LoadedRun], curve: Callable[[LoadedRun], Curve]) 
         if x.size:
             lines.append(Line(label, "mean", x, np.exp(logarithms)))
     return tuple(lines)
-
-
-def _dormant(run: LoadedRun) -> Curve:
-    """The mean over layers of the share of units that are dormant at 0.025, in percent."""
-    curves = [percent(run.series(f"dormant_fraction_0.025/{layer}")) for layer in run.layers("dormant_fraction_0.025")]
-    curves = [curve for curve in curves if curve[0].size]
-    return mean_curve(curves) if curves else (np.zeros(0), np.zeros(0))

@@ -9,7 +9,7 @@ from experiments.harness.read import LoadedRun
 from experiments.harness.report.atari_figures import axis_words
 from experiments.harness.report.atari_overall import by_game
 from experiments.harness.report.atari_scores import PHASES, STATISTICS, Estimate, Scores, baselines, grouped, labels
-from experiments.harness.report.page import folded, row, spoken, table, text
+from experiments.harness.report.page import folded, minus, row, short, spoken, table, text
 
 _FEW_RUNS = 20  # more are folded away
 
@@ -190,11 +190,7 @@ def _range(counts: tuple[int, int]) -> str:
 
 
 def _percent(share: float) -> str:
-    return _minus(f"{100 * share:.1f}")
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−") if number.startswith("-") else number
+    return minus(f"{100 * share:.1f}")
 
 
 def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
@@ -206,8 +202,8 @@ def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
         str(run.seed),
         f"{run.reached:,}",
         "–" if updates is None else f"{updates:,.0f}",
-        _short(run.last("train/return")),
-        _short(run.last("eval/return")),
+        short(run.last("train/return")),
+        short(run.last("eval/return")),
         "–" if human is None else f"{100 * human:.1f} %",
         _change(over_layers(run, "weight_norm", layers)),
         _change(over_layers(run, "elr", layers)),
@@ -226,15 +222,8 @@ def _mean_cells(runs: Sequence[LoadedRun]) -> list[str]:
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < 2:
-        return _short(known[0] if known else None)
-    return f"{_short(statistics.mean(known), 3)} ± {_short(statistics.stdev(known), 2)}"
-
-
-def _short(value: float | None, digits: int = 4) -> str:
-    """So many digits at least, without an exponent however large the number is."""
-    if value is None:
-        return "–"
-    return _minus(f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#,.{digits}g}".rstrip("."))
+        return short(known[0] if known else None)
+    return f"{short(statistics.mean(known), 3)} ± {short(statistics.stdev(known), 2)}"
 
 
 def _change(curve: Curve) -> str:

@@ -7,13 +7,12 @@ from types import ModuleType
 from experiments.harness.errors import UserError
 from experiments.harness.identity import folder_name
 from experiments.harness.read import LoadedRun, common_folder, load_runs
-from experiments.harness.report import atari, page, plasticity
+from experiments.harness.report import atari, page, plasticity, sequences
 from experiments.harness.report.looks import palette
 from experiments.harness.report.panels import draw, write
 
-_KINDS: dict[str, ModuleType] = {
-    "plasticity": plasticity
-}  # by experiment; all others are reported on as Atari runs are
+# By experiment; all others are reported on as Atari runs are.
+_KINDS: dict[str, ModuleType] = {"plasticity": plasticity, "sequential-atari": sequences}
 _DPI = 160
 
 
@@ -43,7 +42,7 @@ def write_report(paths: Iterable[Path], output: Path | None = None) -> Path:
 
 
 def write_figure(paths: Iterable[Path], output: Path) -> Path:
-    """Writes the overview as one PNG: performance, weight norms and effective learning rates side by side.
+    """Writes the overview as one PNG: performance, weight norms and effective learning rates together.
 
     Raises:
         UserError: as `write_report`, or runs of different kinds.

@@ -3,13 +3,14 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from experiments.harness.identity import flatten
 from experiments.harness.read import LoadedRun
 from experiments.harness.report.looks import Palette
 from experiments.harness.report.panels import Plot, draw
+from experiments.harness.statistics import Interval
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -120,6 +121,39 @@ def listed(words: Iterable[Any]) -> str:
     """a, b and c."""
     words = [str(word) for word in words]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def short(value: float | None, digits: int = 4) -> str:
+    """A number with so many digits at least, without an exponent however large it is; "–" for None."""
+    if value is None:
+        return "–"
+    return minus(f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#,.{digits}g}".rstrip("."))
+
+
+def minus(number: str) -> str:
+    """A written number with a true minus."""
+    return number.replace("-", "−") if number.startswith("-") else number
+
+
+def signed(number: str) -> str:
+    """A written number with its sign; none for zero."""
+    if not float(number):
+        return number.removeprefix("-")
+    return minus(number) if number.startswith("-") else f"+{number}"
+
+
+def bracketed(interval: Interval | None, written: Callable[[float], str]) -> str:
+    """value [low, high]; the value alone where nothing is known of its spread; "–" for None."""
+    if interval is None:
+        return "–"
+    value, low, high = map(written, interval)
+    return value if interval.low == interval.high else f"{value} [{low}, {high}]"
+
+
+def bold_if_apart(interval: Interval | None, shown: str) -> str:
+    """A difference as it is shown, bold (HTML) where its interval leaves 0 out."""
+    apart = interval is not None and interval.low < interval.high and (interval.low > 0 or interval.high < 0)
+    return f"<b>{shown}</b>" if apart else shown
 
 
 def text(value: str) -> str:

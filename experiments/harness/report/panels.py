@@ -5,7 +5,7 @@ import dataclasses
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,9 +17,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from experiments.harness.report.looks import Palette, meaning
 
 _WIDTH = 10.8  # inches; one width for all figures, so that one font size is one size on the page
-_FEW_POINTS = 15  # so few points are shown as such
+_FEW_POINTS = 15  # so few points are shown as such,
+_FEW_LINES = 60  # where there are so few lines
 _MANY_METHODS = 6  # more are drawn with finer lines
+_MOST_NAMES = 30  # of stretches; there is no room for more
+_LETTER = 0.075  # inches that a letter of such a name takes
+_FRESH_WORDS = "fresh agents"
+FRESH = "fresh"  # how the statistic begins of a line that is drawn dotted, for comparison
 _TITLE_WIDTH = {1: 120, 2: 62, 3: 40, 4: 28}  # characters, by the panels in a row
+_STANDS_STILL = 1e-3  # a curve that moves by less than this, relatively, is level
 _DPI = 160
 
 Places = Float[np.ndarray, " points"]
@@ -29,16 +35,24 @@ class Line(NamedTuple):
     """A curve: what its points are of, and a shaded range around it where there is one."""
 
     method: str
-    statistic: str  # "mean", "median" or the like; or the single seed that it is: "seed 3"
+    statistic: str  # "mean", "median" or the like; or the single seed that it is, "seed 3"; or "fresh, ...", see FRESH
     x: Places
     y: Places
     low: Places | None = None
     high: Places | None = None
 
 
+class Stretch(NamedTuple):
+    """A part of the horizontal axis, and its name."""
+
+    start: float
+    end: float
+    name: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A pair of axes.
+    """A pair of axes; one without a line says so.
 
     Attributes:
         problem: the game or the stream.
@@ -47,6 +61,7 @@ class Panel:
         label: of the vertical axis; "" where all panels share the figure's.
         log: a logarithmic vertical axis, if there is a positive number.
         from_zero: the vertical axis begins at 0.
+        level: a height with a fine horizontal line.
     """
 
     problem: str
@@ -55,6 +70,7 @@ class Panel:
     label: str = ""
     log: bool = False
     from_zero: bool = False
+    level: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +84,9 @@ class Plot:
         label: the vertical axis of all panels.
         columns: panels in a row, at most.
         height: of a row, in inches.
-        sharey: whether all panels have one vertical axis.
+        sharey: whether all panels have one vertical axis, or those of a row.
         marks: places on the horizontal axis with a fine vertical line.
+        stretches: what the horizontal axis consists of, named above the first panel.
     """
 
     name: str
@@ -78,8 +95,9 @@ class Plot:
     label: str = ""
     columns: int = 3
     height: float = 2.6
-    sharey: bool = False
+    sharey: bool | Literal["row"] = False
     marks: tuple[float, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -95,10 +113,15 @@ def draw(plot: Plot, looks: Palette) -> Figure:
     for axes, panel in zip(panels, plot.panels, strict=True):
         for place in plot.marks:
             axes.axvline(place, color="#cfcfcf", linewidth=0.5, zorder=0)
+        if panel.level is not None:
+            axes.axhline(panel.level, color="#888", linewidth=0.9, zorder=0)
+        if not panel.lines:
+            axes.text(0.5, 0.5, "nothing yet", color="#777", ha="center", va="center", transform=axes.transAxes)
         for line in panel.lines:
             # The first methods of the legend, which the others are compared with, lie on top.
             depth = 3 - methods.index(line.method) / len(methods)
-            _draw_line(axes, line, looks, depth, fine=len(methods) > _MANY_METHODS)
+            few = line.x.size == 1 or (line.x.size <= _FEW_POINTS and len(panel.lines) <= _FEW_LINES)
+            _draw_line(axes, line, looks, depth, fine=len(methods) > _MANY_METHODS, few=few)
         columns = min(_shape(plot)[1], max(_TITLE_WIDTH))
         axes.set_title("\n".join(textwrap.wrap(panel.title, _TITLE_WIDTH[columns])), fontsize=10)
         axes.set_ylabel(panel.label, fontsize=10)
@@ -108,6 +131,8 @@ def draw(plot: Plot, looks: Palette) -> Figure:
     for axes, panel in zip(panels, plot.panels, strict=True):
         if panel.from_zero:  # once all are drawn: they may share the axis, and a limit stops its growth
             axes.set_ylim(bottom=0)
+    if plot.stretches:
+        _name(panels[0], plot.stretches)
     words = [meaning(method, len(methods)) for method in methods]
     handles = []
     for method, word in zip(methods, words, strict=True):
@@ -115,6 +140,9 @@ def draw(plot: Plot, looks: Palette) -> Figure:
         handles.append(
             Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=4, linewidth=2, label=word)
         )
+    if any(line.statistic.startswith(FRESH) for panel in plot.panels for line in panel.lines):
+        words.append(_FRESH_WORDS)
+        handles.append(Line2D([], [], color="#555", linestyle=":", linewidth=1.5, label=words[-1]))
     columns = max(1, min(6, 115 // (max(map(len, words), default=0) + 7)))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9, handlelength=2.6
@@ -147,7 +175,7 @@ def numbers(plot: Plot) -> Iterator[tuple[str, str, str, str, float, float]]:
                         yield panel.problem, panel.title, line.method, statistic, x, y
 
 
-def _draw_line(axes: Axes, line: Line, looks: Palette, depth: float, fine: bool) -> None:
+def _draw_line(axes: Axes, line: Line, looks: Palette, depth: float, fine: bool, few: bool) -> None:
     look = looks[line.method]
     if line.low is not None and line.high is not None:
         alpha = 0.1 if fine else 0.16
@@ -155,7 +183,9 @@ def _draw_line(axes: Axes, line: Line, looks: Palette, depth: float, fine: bool)
     if line.statistic.startswith("seed "):
         axes.plot(line.x, line.y, color=look.colour, linewidth=0.7, alpha=0.45, zorder=depth - 1)
         return
-    few = line.x.size <= _FEW_POINTS
+    if line.statistic.startswith(FRESH):
+        axes.plot(line.x, line.y, color=look.colour, linestyle=":", linewidth=1.3, zorder=depth - 1)
+        return
     axes.plot(
         line.x,
         line.y,
@@ -169,9 +199,24 @@ def _draw_line(axes: Axes, line: Line, looks: Palette, depth: float, fine: bool)
     )
 
 
+def _name(axes: Axes, stretches: Sequence[Stretch]) -> None:
+    """The stretches' names above the axes, aslant where they are too long."""
+    if len(stretches) > _MOST_NAMES:
+        return
+    width = 0.9 * _WIDTH / (stretches[-1].end - stretches[0].start)
+    aslant = any(_LETTER * len(name) > width * (end - start) for start, end, name in stretches)
+    above = axes.secondary_xaxis("top")
+    above.set_xticks([(start + end) / 2 for start, end, _ in stretches], [name for *_, name in stretches])
+    above.tick_params(length=0, pad=1, labelsize=7.5, colors="#333")
+    above.spines["top"].set_visible(False)
+    if aslant:
+        for label in above.get_xticklabels():
+            label.set(rotation=25, ha="left", rotation_mode="anchor")
+
+
 def _shape(plot: Plot) -> tuple[int, int]:
     count = len(plot.panels)
-    columns = 2 if count == 4 else min(plot.columns, count)  # four panels make a square
+    columns = min(plot.columns, 2 if count == 4 else count)  # four panels make a square
     return -(-count // columns), columns
 
 
@@ -187,12 +232,16 @@ def _grid(plot: Plot) -> tuple[Figure, list[Axes]]:
 
 def _finish(figure: Figure, panels: Sequence[Axes], plot: Plot) -> None:
     """What all figures share: grid, readable axes with their units."""
-    divisor, unit = _scale(max((line.x.max() for panel in plot.panels for line in panel.lines), default=0.0))
+    ends = [line.x.max() for panel in plot.panels for line in panel.lines] + [end for _, end, _ in plot.stretches]
+    divisor, unit = _scale(max(ends, default=0.0))
     for axes in panels:
         axes.grid(True, color="#e4e4e4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, colors="#333")
         axes.set_xlim(left=0)
+        if plot.stretches:
+            first, last = plot.stretches[0].start, plot.stretches[-1].end
+            axes.set_xlim(first, last + 0.01 * (last - first))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=divisor == 1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:g}"))
         if axes.get_yscale() == "log":
@@ -202,6 +251,9 @@ def _finish(figure: Figure, panels: Sequence[Axes], plot: Plot) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            low, high = axes.get_ylim()
+            if high - low < _STANDS_STILL * abs(high):  # rounding errors, which need not be looked at
+                axes.set_ylim(0.95 * low, 1.05 * high)
     figure.supxlabel(f"{plot.axis}{unit}", fontsize=10)
     if plot.label:
         figure.supylabel(plot.label, fontsize=10)

@@ -14,7 +14,7 @@ from experiments.harness.report.cells import (
     difference,
     metric_of,
 )
-from experiments.harness.report.page import row, table, text
+from experiments.harness.report.page import bold_if_apart, bracketed, row, signed, table, text
 from experiments.harness.report.plasticity_figures import by_problem
 from experiments.harness.statistics import Interval
 
@@ -110,20 +110,12 @@ def _words(metric: Metric) -> str:
 
 
 def _interval(interval: Interval | None, metric: Metric) -> str:
-    if interval is None:
-        return "–"
-    value, low, high = (_value(number, metric is ACCURACY) for number in interval)
-    return value if interval.low == interval.high else f"{value} [{low}, {high}]"
+    return bracketed(interval, lambda value: _value(value, metric is ACCURACY))
 
 
 def _difference(interval: Interval | None, metric: Metric) -> str:
-    if interval is None:
-        return "–"
-    value, low, high = (_signed(_value(number, metric is ACCURACY)) for number in interval)
-    if interval.low == interval.high:
-        return value
-    shown = f"{value} [{low}, {high}]"
-    return f"<b>{shown}</b>" if interval.low > 0 or interval.high < 0 else shown
+    shown = bracketed(interval, lambda value: signed(_value(value, metric is ACCURACY)))
+    return bold_if_apart(interval, shown)
 
 
 def _ends(ends: tuple[float, float] | None, percent: bool) -> str:
@@ -134,12 +126,6 @@ def _ends(ends: tuple[float, float] | None, percent: bool) -> str:
 
 def _value(value: float, percent: bool) -> str:
     return f"{100 * value:.1f}" if percent else f"{value:#.3g}".rstrip(".")
-
-
-def _signed(shown: str) -> str:
-    if not float(shown):
-        return shown.removeprefix("-")
-    return f"−{shown[1:]}" if shown.startswith("-") else f"+{shown}"
 
 
 def _seeds(cell: Cell) -> str:

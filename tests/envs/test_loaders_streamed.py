@@ -1,0 +1,143 @@
+"""Streams: every token once an epoch, the same from any position; with Hugging Face's `datasets` where it is there."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from envs.loaders import Share, byte_tokenizer, first_documents, open_stream, training_stream
+from envs.loaders.loader import WINDOW
+
+BYTES = byte_tokenizer()
+
+
+class Lists:
+    """As much of `datasets.IterableDataset` as is used, over lists of rows."""
+
+    def __init__(self, shards):
+        self.shards, self.num_shards = shards, len(shards)
+
+    def shard(self, num_shards, index):
+        assert num_shards == self.num_shards
+        return Lists([self.shards[index]])
+
+    def skip(self, n):
+        return Lists([list(self)[n:]])
+
+    def take(self, n):
+        return Lists([list(self)[:n]])
+
+    def __iter__(self):
+        return itertools.chain.from_iterable(self.shards)
+
+
+def texts():
+    """Five shards, one of them empty: documents of 0 to 9 letters, which differ but for the empty ones."""
+    words = [f"{chr(97 + i)}{i:02d}" * (i % 4) for i in range(26)]
+    return [words[:7], [], words[7:8], words[8:25], words[25:]]
+
+
+def documents():
+    return list(itertools.chain.from_iterable(texts()))
+
+
+@pytest.fixture(params=["lists", "datasets"])
+def stream(request, tmp_path):
+    if request.param == "lists":
+        return Lists([[{"text": text} for text in shard] for shard in texts()])
+    pytest.importorskip("datasets", reason="the extra data is not installed")
+    for number, shard in enumerate(texts()):
+        lines = [json.dumps({"text": text, "url": "x"}) for text in shard] if shard else []
+        (tmp_path / f"train-{number}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "validation-0.jsonl").write_text(json.dumps({"text": "held out"}))
+    assert first_documents(open_stream(str(tmp_path), "validation"), 9) == ["held out"]
+    return open_stream(str(tmp_path))
+
+
+def some(loader, count, position=None):
+    batches = loader.batches(position or loader.start)
+    found = list(itertools.islice(batches, count))
+    batches.close()
+    return [batch for batch, _ in found], [position for _, position in found]
+
+
+def test_every_token_once_an_epoch_whatever_the_window(stream):
+    expected = sorted(documents())
+    tokens = sum(len(text) + 1 for text in expected)
+    for window, batch_size, length in ((1, 1, 7), (3, 2, 5), (1, 1, 2 * tokens)):
+        loader = training_stream(stream, BYTES, length, batch_size, seed=0, window=window)
+        needed = -(-2 * tokens // (length * batch_size * window)) * window
+        batches, _ = some(loader, needed)
+        row = []
+        for first in range(0, needed, window):
+            inputs = np.concatenate([batch.inputs for batch in batches[first : first + window]])
+            targets = np.concatenate([batch.targets for batch in batches[first : first + window]])
+            row += in_a_row(inputs, targets, row, first // window)
+        epochs = bytes(b if b < 256 else 0 for b in [256, *row][: 2 * tokens])
+        for epoch in (epochs[:tokens], epochs[tokens:]):
+            assert sorted(epoch[1:].decode().split("\0")) == expected
+        assert loader.steps_per_epoch is None
+
+
+def in_a_row(inputs, targets, before, window):
+    """The targets of a window, its sequences put in a row again: each begins where the one before it ends."""
+    order = np.random.default_rng((WINDOW, 0, window)).permutation(len(inputs))
+    behind = order.argsort()
+    assert inputs[behind][1:, 0].tolist() == targets[behind][:-1, -1].tolist()
+    assert inputs[behind][0, 0] == (before[-1] if before else 256)
+    assert (inputs[:, 1:] == targets[:, :-1]).all()
+    return targets[behind].ravel().tolist()
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_it_goes_on_from_any_position(stream, window):
+    loader = training_stream(stream, BYTES, 11, 2, seed=1, window=window)
+    batches, positions = some(loader, 14)
+    assert positions[-1].epoch > 0
+    for done in (1, 2, 3, 7, 11):
+        again, same = some(loader, 14 - done, tuple(positions[done - 1]))
+        assert same == positions[done:]
+        for one, other in zip(again, batches[done:], strict=True):
+            np.testing.assert_array_equal(one.inputs, other.inputs)
+            np.testing.assert_array_equal(one.targets, other.targets)
+
+
+def test_shards_come_in_another_order_in_each_epoch_and_for_each_seed(stream):
+    tokens = sum(len(text) + 1 for text in documents())
+    rows = [some(training_stream(stream, BYTES, tokens, 1, seed=seed, window=1), 2)[0] for seed in (0, 1)]
+    orders = {batch.inputs.tobytes() for batches in rows for batch in batches}
+    assert len(orders) == 4
+
+
+def test_the_shares_of_processes_make_up_the_batch(stream):
+    (whole,), _ = some(training_stream(stream, BYTES, 5, 4, seed=0, window=2), 1)
+    parts = [some(training_stream(stream, BYTES, 5, 4, seed=0, window=2, share=Share(i, 2)), 1)[0][0] for i in (0, 1)]
+    np.testing.assert_array_equal(whole.targets, np.concatenate([part.targets for part in parts]))
+
+
+def test_the_first_documents(stream):
+    assert first_documents(stream, 9) == documents()[:9]
+
+
+def test_streams_without_texts():
+    with pytest.raises(ValueError, match="the stream has no documents"):
+        some(training_stream(Lists([[], []]), BYTES, 5, 1, seed=0), 1)
+    with pytest.raises(ValueError, match="a document has no text 'text'; it has content"):
+        some(training_stream(Lists([[{"content": "x"}]]), BYTES, 5, 1, seed=0), 1)
+    with pytest.raises(ValueError, match="in windows of 0 batches: must be at least 1"):
+        training_stream(Lists([[]]), BYTES, 5, 1, seed=0, window=0)
+
+
+def test_saved_to_disk(tmp_path):
+    library = pytest.importorskip("datasets", reason="the extra data is not installed")
+    library.disable_progress_bars()
+    parts = {"train": library.Dataset.from_dict({"text": [str(i) for i in range(100)]})}
+    parts["validation"] = library.Dataset.from_dict({"text": ["held out"]})
+    library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert first_documents(open_stream(str(tmp_path / "saved")), 1000) == [str(i) for i in range(100)]
+    assert first_documents(open_stream(str(tmp_path / "saved"), "validation"), 1000) == ["held out"]
+    with pytest.raises(ValueError, match="its split other can't be opened"):
+        open_stream(str(tmp_path / "saved"), "other")
+    with pytest.raises(ValueError, match="its split train can't be opened"):
+        open_stream(str(tmp_path / "not" / "there"))

@@ -1,0 +1,183 @@
+"""Text into tokens into sequences: nothing lost, nothing twice, nothing of what is held out."""
+
+import gzip
+import itertools
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from envs.loaders import (
+    Share,
+    byte_tokenizer,
+    fingerprint,
+    held_out_sequences,
+    load_bpe,
+    load_text,
+    tokenize,
+    train_bpe,
+    training_sequences,
+)
+
+STRANGE = "héllo <|endoftext|>\r\n\t日本 \U0001f600"
+
+
+def some(loader, count, position=None):
+    found = list(itertools.islice(loader.batches(position or loader.start), count))
+    return [batch for batch, _ in found], [position for _, position in found]
+
+
+def targets_of(batches):
+    return np.concatenate([batch.targets[batch.weights > 0] for batch in batches])
+
+
+def test_the_standard_library_is_split_by_file():
+    corpus = load_text()
+    assert len(corpus.documents) > 400
+    assert len(corpus.held_out) == (len(corpus.documents) + len(corpus.held_out)) // 10
+    assert not set(corpus.documents) & set(corpus.held_out)
+    assert any('"""HTTP/1.1 client library' in text for text in corpus.documents + corpus.held_out)
+    assert load_text() == corpus
+
+
+def test_every_kind_of_file_in_the_order_of_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    lines = "\n".join(json.dumps({"text": text, "url": "x"}) for text in ("two", "three\nlines", "two", ""))
+    (tmp_path / "b" / "c4.json.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "a.txt").write_text("one")
+    pl.DataFrame({"text": ["four", None], "n": [1, 2]}).write_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.bin").write_bytes(b"\xff")
+    corpus = load_text(str(tmp_path))
+    assert corpus.documents == ("one", "two", "three\nlines")
+    assert corpus.held_out == ("four",)
+    assert load_text(str(tmp_path / "b"), held_out=str(tmp_path)).held_out == ("one", "four")
+
+
+def test_one_file_is_cut(tmp_path):
+    (tmp_path / "book").write_text("0123456789" * 3)
+    corpus = load_text(str(tmp_path / "book"))
+    assert corpus.documents == ("0123456789" * 2 + "0123456",)
+    assert corpus.held_out == ("789",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2 is a list, must be an object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b'{"content": "x"}', "line 1 has no text 'text'; it has content"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.json.gz", b"\x1f\x8b\x08 and nothing", "can't be read"),
+        ("a.parquet", b"PAR1", "not Parquet with texts"),
+        ("a.txt", b"", "there is no text to train on"),
+        ("a.txt", b"x", "there is no text to train on"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        load_text(str(tmp_path / name))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder; or take stdlib"):
+        load_text(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"no file \.jsonl, .* in it"):
+        load_text(str(tmp_path))
+    pl.DataFrame({"words": ["x"]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="one must be text: String"):
+        load_text(str(tmp_path))
+
+
+def test_the_fingerprint_knows_where_documents_end():
+    assert len({fingerprint(texts) for texts in (["ab"], ["a", "b"], ["b", "a"], ["ab", ""])}) == 4
+
+
+def test_bytes():
+    tokenizer = byte_tokenizer()
+    tokens = tokenize(["ab", "", "é"], tokenizer)
+    assert tokens.tolist() == [256, 97, 98, 256, 256, 0xC3, 0xA9, 256]
+    assert tokens.dtype == np.uint16
+    assert tokenizer.decode(tokenizer.encode([STRANGE])[0].tolist()) == STRANGE
+    assert tokenizer.decode([97, 256, 0xC3]) == "a<|endoftext|>\ufffd"
+
+
+@pytest.fixture
+def bpe(tmp_path):
+    pytest.importorskip("tokenizers", reason="the extra data is not installed")
+    words = ["the cat sat on the mat", "the dog sat on the log", "the cat and the dog"] * 5
+    return train_bpe(words, 270, tmp_path / "new" / "bpe.json"), tmp_path / "new" / "bpe.json", words
+
+
+def test_byte_pairs(bpe):
+    tokenizer, path, words = bpe
+    assert tokenizer.vocabulary == 270
+    encoded, strange = tokenizer.encode(["the cat", STRANGE])
+    assert len(encoded) < 7
+    assert tokenizer.decode(encoded.tolist()) == "the cat"
+    # Any text comes back, and the separator stands in none of it, even where it is spelled out.
+    assert tokenizer.decode(strange.tolist()) == STRANGE
+    assert tokenizer.separator not in strange
+    again = load_bpe(path)
+    assert again.encode(words)[0].tolist() == tokenizer.encode(words)[0].tolist()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["bpe.json"]
+
+
+def test_byte_pairs_are_the_same_each_time(bpe, tmp_path):
+    _, path, words = bpe
+    train_bpe(words, 270, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == path.read_text()
+
+
+def test_what_is_no_tokenizer(bpe, tmp_path):
+    _, path, _ = bpe
+    with pytest.raises(ValueError, match="nearest: 257"):
+        train_bpe(["a"], 256, tmp_path / "x.json")
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        load_bpe(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(path.read_text().replace("<|endoftext|>", "<|other|>"))
+    with pytest.raises(ValueError, match=r"no token <\|endoftext\|>"):
+        load_bpe(tmp_path / "x.json")
+
+
+@pytest.fixture
+def tokens():
+    """Distinct numbers, so that a token that is lost or twice is seen."""
+    return np.arange(1, 41, dtype=np.uint16)  # 39 targets: 2..40
+
+
+@pytest.mark.parametrize("length", [1, 7, 13, 39, 50])
+def test_each_token_is_a_target_once_an_epoch(tokens, length):
+    count = -(-39 // length)
+    loader = training_sequences(tokens, length, 2, seed=0)
+    assert loader.steps_per_epoch == count / 2
+    batches, _ = some(loader, count)  # two epochs
+    targets = targets_of(batches)
+    assert sorted(targets[:39]) == sorted(targets[39:]) == list(range(2, 41))
+    assert sorted(targets_of(some(held_out_sequences(tokens, length, 2), None)[0])) == list(range(2, 41))
+    for batch in batches:
+        there = batch.weights > 0
+        assert (batch.targets[there] == batch.inputs[there] + 1).all()
+
+
+def test_sequences_are_shuffled_and_held_out_ones_are_not(tokens):
+    first = [some(training_sequences(tokens, 3, 13, seed=seed), 2)[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(first[0][0].inputs, first[1][0].inputs)
+    assert not np.array_equal(first[0][0].inputs, first[0][1].inputs)
+    assert not np.array_equal(first[0][0].inputs, first[2][0].inputs)
+    assert some(held_out_sequences(tokens, 3, 13), 1)[0][0].inputs[:, 0].tolist() == list(range(1, 40, 3))
+
+
+def test_sequences_go_on_from_any_position_in_any_number_of_processes(tokens):
+    batches, positions = some(training_sequences(tokens, 4, 6, seed=0), 5)
+    shares = [training_sequences(tokens, 4, 6, seed=0, share=Share(process, 3)) for process in range(3)]
+    parts = [some(loader, 3, positions[1])[0] for loader in shares]
+    for batch, *rows in zip(batches[2:], *parts, strict=True):
+        np.testing.assert_array_equal(batch.targets, np.concatenate([row.targets for row in rows]))
+        np.testing.assert_array_equal(batch.weights, np.concatenate([row.weights for row in rows]))
+
+
+def test_sequences_of_nothing(tokens):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        training_sequences(tokens, 0, 2, seed=0)
