@@ -140,6 +140,32 @@ class Loop(NamedTuple):
     rounds: int
 
 
+def returns_of_episodes(
+    environment: Environment, choose: Callable[[Array, Array], Array], keys: Key[Array, " num_envs"]
+) -> Float[Array, " num_envs"]:
+    """The return of an episode in each of some environments; pure, for use inside `jit`.
+
+    To take whichever episodes end first would favour short ones, which in most games are bad ones.
+
+    Args:
+      environment: the environment.
+      choose: `choose(observations, step)`, the actions at a step.
+      keys: what each environment starts from.
+    """
+    start: Callable[..., Playing] = jax.vmap(environment.start)
+    advance: Callable[..., tuple[Playing, Any]] = jax.vmap(environment.advance)
+    observe: Callable[..., Array] = jax.vmap(environment.observe)
+
+    def play(carry: tuple[Array, Playing, Array, Array]) -> tuple[Array, Playing, Array, Array]:
+        step, playing, over, returns = carry
+        playing, made = advance(playing, choose(observe(playing), step))
+        returns = jnp.where(made.first & ~over, made.episode_return, returns)
+        return step + 1, playing, over | made.first, returns
+
+    begun = jnp.zeros([], jnp.int32), start(keys), jnp.zeros(len(keys), bool), jnp.zeros(len(keys))
+    return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), play, begun)[3]
+
+
 def make_loop(
     functions: Functions,
     environment: Environment,
@@ -232,16 +258,11 @@ def make_loop(
 
     def evaluate(_: PyTree, own: tuple[PyTree, Array, Array], epsilon: Array) -> Float[Array, " evaluation_envs"]:
         params, key, environment_key = own
-        playing = start(jax.random.split(environment_key, evaluation_envs))
 
-        def play(carry: tuple[Array, Playing, Array, Array]) -> tuple[Array, Playing, Array, Array]:
-            count, playing, over, returns = carry
-            playing, made = advance(playing, functions.play(params, observe(playing), epsilon, key, count))
-            returns = jnp.where(made.first & ~over, made.episode_return, returns)
-            return count + 1, playing, over | made.first, returns
+        def choose(observations: Array, step: Array) -> Array:
+            return functions.play(params, observations, epsilon, key, step)
 
-        start_from = jnp.zeros([], jnp.int32), playing, jnp.zeros(evaluation_envs, bool), jnp.zeros(evaluation_envs)
-        return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), play, start_from)[3]
+        return returns_of_episodes(environment, choose, jax.random.split(environment_key, evaluation_envs))
 
     return Loop(
         spread(begin),

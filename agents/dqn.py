@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 import nap
 from agents import values
@@ -114,6 +114,14 @@ LARGEST_PRIORITY = 100.0
 """Priorities are clipped here, as in DQN Zoo's Rainbow."""
 
 
+def epsilon_greedy(q: Float[Array, "n actions"], epsilon: Float[Array, ""], key: Key[Array, ""]) -> Int[Array, " n"]:
+    """The best actions, and with probability epsilon random ones."""
+    explore_key, action_key = jax.random.split(key)
+    explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
+    random = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
+    return jnp.where(explore, random, jnp.argmax(q, axis=1))
+
+
 def make_agent(
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -152,17 +160,10 @@ def make_agent(
     def act(params: PyTree, observations: Array, epsilon: Array, key: jax.Array) -> Array:
         noise_key, epsilon_key = jax.random.split(key)
         (extra,) = keys_for(noise_key, 1)
-        return greedy_but(network.apply(params, observations, *extra), epsilon, epsilon_key)
+        return epsilon_greedy(action_values(network.apply(params, observations, *extra)), epsilon, epsilon_key)
 
     def play(params: PyTree, observations: Array, epsilon: Array, key: jax.Array) -> Array:
-        return greedy_but(network.apply(params, observations), epsilon, key)
-
-    def greedy_but(outputs: PyTree, epsilon: Array, key: jax.Array) -> Array:
-        q = action_values(outputs)
-        explore_key, action_key = jax.random.split(key)
-        explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
-        random = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
-        return jnp.where(explore, random, jnp.argmax(q, axis=1))
+        return epsilon_greedy(action_values(network.apply(params, observations)), epsilon, key)
 
     def loss_of(
         params: PyTree, target_params: PyTree, batch: Transition, key: jax.Array

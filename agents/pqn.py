@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from agents.compiled import Environment, Playing, Spread, vmapped
-from agents.dqn import measures
+from agents.compiled import Environment, Playing, Spread, returns_of_episodes, vmapped
+from agents.dqn import epsilon_greedy, measures
 from nap.networks import Network
 from nap.paths import PyTree
 
@@ -158,14 +158,6 @@ def shuffled(key: Key[Array, ""], size: int, epochs: int, minibatches: int) -> I
     return order.reshape(epochs * minibatches, size // minibatches)
 
 
-def epsilon_greedy(q: Float[Array, "n actions"], epsilon: Float[Array, ""], key: Key[Array, ""]) -> Int[Array, " n"]:
-    """The best actions, and with probability epsilon random ones."""
-    explore_key, action_key = jax.random.split(key)
-    explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
-    random = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
-    return jnp.where(explore, random, jnp.argmax(q, axis=1))
-
-
 def make_pqn(
     network: Network,
     make_optimizer: Callable[[Key[Array, ""]], optax.GradientTransformation],
@@ -279,16 +271,11 @@ def make_pqn(
 
     def evaluate(_: PyTree, running: Running, epsilon: Array) -> Float[Array, " evaluation_envs"]:
         environment_key, key = jax.random.split(keys_of(running)[2])
-        playing = start(jax.random.split(environment_key, evaluation_envs))
 
-        def play(carry: tuple[Array, Playing, Array, Array]) -> tuple[Array, Playing, Array, Array]:
-            count, playing, over, returns = carry
-            q = network.apply(running.params, observe(playing))
-            playing, made = advance(playing, epsilon_greedy(q, epsilon, jax.random.fold_in(key, count)))
-            returns = jnp.where(made.first & ~over, made.episode_return, returns)
-            return count + 1, playing, over | made.first, returns
+        def choose(observations: Array, step: Array) -> Array:
+            q = network.apply(running.params, observations)
+            return epsilon_greedy(q, epsilon, jax.random.fold_in(key, step))
 
-        start_from = jnp.zeros([], jnp.int32), playing, jnp.zeros(evaluation_envs, bool), jnp.zeros(evaluation_envs)
-        return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), play, start_from)[3]
+        return returns_of_episodes(environment, choose, jax.random.split(environment_key, evaluation_envs))
 
     return Pqn(spread(begin), spread(learn, donate=True), spread(evaluate))

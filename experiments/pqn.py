@@ -18,11 +18,11 @@ import numpy as np
 import optax
 import tyro
 
-from agents.compiled import Environment, Spread, vmapped
+from agents.compiled import Spread, vmapped
 from agents.pqn import Pqn, Settings, Told, make_pqn
 from envs.games import GAMES, Game
-from envs.games.vector import advance, start
 from experiments import harness
+from experiments.atari import environment_of
 from experiments.atari.config import FRAME_SKIP, STACK
 from experiments.harness.methods import (
     MATCHING,
@@ -76,7 +76,7 @@ class Config:
     hidden: int = 128
     """Units of the hidden dense layer. MinAtar has a convolution before it (16 of 3x3), other games have none."""
     optimizer: OptimizerConfig = dataclasses.field(
-        default_factory=lambda: OptimizerConfig(lr=5e-4, schedule="linear", lr_end=0.0, optimizer_epsilon=1e-8)
+        default_factory=lambda: OptimizerConfig("radam", lr=5e-4, schedule="linear", lr_end=0.0, optimizer_epsilon=1e-8)
     )
     nap: NapConfig = dataclasses.field(default_factory=NapConfig)
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
@@ -105,8 +105,8 @@ PRESETS = {
         pqn=Settings(num_envs=32, steps=16, minibatches=8),
     ),
 }
-"""default and minatar: what PureJaxQL has for MinAtar, 10 million agent steps and 20 evaluations, but with Adam instead
-of RAdam, on two games; quick: less than a minute."""
+"""default and minatar: what PureJaxQL has for MinAtar, 10 million agent steps and 20 evaluations, on two games; quick: less
+than a minute."""
 
 
 def main(argv: list[str]) -> int:
@@ -219,13 +219,10 @@ def build(config: Config, spread: Spread = vmapped) -> Pqn:
         setting = Setting(network, key, config.rollouts * config.pqn.updates)
         return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
 
-    environment = Environment(
-        functools.partial(start, game, config.stack), functools.partial(advance, game), lambda playing: playing.stack
-    )
     return make_pqn(
         network,
         optimizer,
-        environment,
+        environment_of(game, config.stack),
         config.pqn,
         epsilon=epsilon_of(config),
         evaluation_envs=config.evaluation_episodes,

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from agents.loops import Log
 from agents.replay import Step
 from envs.games import GAMES
+from experiments.atari import environment_of
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.seeds import use_all_cores
 from experiments.harness.timing import Goal, Row, interleaved, rates, scaled
 from experiments.sequential_atari import schedule_of, span_of
 from experiments.sequential_atari.config import PRESETS, Config, resolve
-from experiments.sequential_atari.players import InJax, environment_of
+from experiments.sequential_atari.players import InJax
 
 UPDATES = 200  # in each repeat: two stretches
 SEEDS = (1, 8, 64)
@@ -58,12 +59,8 @@ def against_its_parts(repeats: int, game: str = "bricks") -> list[Row]:
     key = jax.random.key(0)
     playing = jax.vmap(environment.start)(jax.random.split(key, config.num_envs))
     observation = environment.observe(playing)
-    step = Step(
-        observation[:, -1],
-        jnp.zeros(config.num_envs, jnp.int32),
-        *jnp.ones((2, config.num_envs)),
-        jnp.zeros(config.num_envs, bool),
-    )
+    numbers = jnp.ones(config.num_envs)
+    step = Step(observation[:, -1], numbers.astype(jnp.int32), numbers, numbers, numbers > 1)
     for _ in range(config.min_replay_frames // (FRAME_SKIP * config.num_envs)):
         replay = functions.add(replay, step)
 

@@ -33,8 +33,8 @@ NOT_HOMOGENEOUS: tuple[ActivationName, ...] = ("rational", "fourier")
 class OptimizerConfig:
     """The optimizer and its learning rate."""
 
-    optimizer: Literal["adam", "rmsprop", "momentum", "sgd"] = "adam"
-    """adam; rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
+    optimizer: Literal["adam", "radam", "rmsprop", "momentum", "sgd"] = "adam"
+    """adam; radam (rectified, which is a warm-up); rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
     schedule: Literal[
@@ -78,18 +78,24 @@ def _warmup_cosine(peak: float, updates: int, end: float) -> optax.Schedule:
     return schedules.phases(peak, [(profiles.warmup(), warmup), (profiles.cosine(end), updates - warmup)])
 
 
+def _nap_cosine(peak: float, updates: int, end: float) -> optax.Schedule:
+    if not peak:
+        return schedules.constant(peak)
+    return schedules.warmup_cosine(peak, updates, warmup=min(1000, updates // 10))
+
+
 SCHEDULES: Mapping[str, Callable[[float, int, float], optax.Schedule]] = {
     **dict.fromkeys(("constant", *MATCHING), lambda peak, updates, end: schedules.constant(peak)),
     "linear": lambda peak, updates, end: schedules.linear(peak, updates, end=end),
     "cosine": lambda peak, updates, end: schedules.cosine(peak, updates, end=end),
     "rex": lambda peak, updates, end: schedules.rex(peak, updates, end=end),
     "warmup-cosine": _warmup_cosine,
-    "nap-cosine": lambda peak, updates, end: schedules.warmup_cosine(peak, updates, warmup=min(1000, updates // 10)),
+    "nap-cosine": _nap_cosine,
     "wsd": lambda peak, updates, end: schedules.wsd(peak, updates, profile=profiles.exponential(end)),
     "inverse-sqrt": lambda peak, updates, end: schedules.inverse_sqrt(peak, max(1, round(WARMUP * updates))),
 }
 """What `--schedule` names: functions of the peak, the run's updates and the end as a fraction of the peak."""
-ORDERS = {"adam": 1, "rmsprop": 1, "momentum": 2, "sgd": 2}
+ORDERS = {"adam": 1, "radam": 1, "rmsprop": 1, "momentum": 2, "sgd": 2}
 """`optimizer_order` of `nap.matching_schedule`, for each optimizer."""
 
 
@@ -253,4 +259,6 @@ def _direction(method: Method, config: OptimizerConfig, context: Context) -> opt
     for name in ("large-epsilon", "equal-betas"):
         if name in chosen:
             raise ValueError(f"{name} changes Adam, and the optimizer is {config.optimizer}")
+    if config.optimizer == "radam":
+        return optax.scale_by_radam(config.adam_b1, config.adam_b2, eps=config.optimizer_epsilon)
     return optax.trace(0.9) if config.optimizer == "momentum" else optax.identity()

@@ -159,7 +159,10 @@ def resolve(config: Config) -> Config:
 def _check_games(config: Config, sequence: Sequence) -> None:
     """Games in JAX: one network for all, and whole rounds of steps and updates."""
     first = sequence.tasks[0]
-    made = {task.name: task.make() for task in sequence.tasks}
+    try:
+        made = {task.name: task.make() for task in sequence.tasks}
+    except ValueError as error:
+        raise harness.UserError(f"--tasks: {error}") from None
     like = made[first.name]
     for name, game in made.items():
         if (game.shape, game.num_actions) != (like.shape, like.num_actions):

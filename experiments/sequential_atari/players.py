@@ -13,14 +13,11 @@ import numpy as np
 import optax
 
 from agents import compiled, loops
-from agents.compiled import Environment
 from agents.dqn import AgentState
 from agents.evaluation import evaluate
 from agents.loops import Functions, Log, LoopState, Schedule
 from agents.replay import ReplayState
 from envs.atari import AtariEnvs
-from envs.games import Game
-from envs.games.vector import advance, start
 from envs.sequence import Task, Visit
 from experiments import atari
 from experiments.atari.config import FRAME_SKIP, STACK
@@ -210,7 +207,7 @@ class InJax:
             config = self._config
             self._loops[task.name] = compiled.make_loop(
                 self._made.functions,
-                environment_of(task.make()),
+                atari.environment_of(task.make()),
                 num_envs=config.num_envs,
                 update_period=config.update_period,
                 log_every=config.log_every,
@@ -218,13 +215,6 @@ class InJax:
                 spread=self._spread,
             )
         return self._loops[task.name]
-
-
-def environment_of(game: Game) -> Environment:
-    """A game as the compiled loop wants it."""
-    return Environment(
-        functools.partial(start, game, STACK), functools.partial(advance, game), lambda playing: playing.stack
-    )
 
 
 class OnTheHost:

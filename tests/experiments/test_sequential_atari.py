@@ -240,6 +240,7 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
     ("flags", "told"),
     [
         (["--tasks", "brikcs"], "--tasks: unknown game"),
+        (["--tasks", "bricks,bricks:order=1"], "have no planes to permute"),
         (["--passes", "0"], "--passes 0: it must be at least 1"),
         (["--tasks", "bricks,pong"], "can't be in one sequence"),
         (["--tasks", "bricks,catch"], "one network can't play both"),
