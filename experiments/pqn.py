@@ -105,8 +105,8 @@ PRESETS = {
         pqn=Settings(num_envs=32, steps=16, minibatches=8),
     ),
 }
-"""default and minatar: what PureJaxQL has for MinAtar, 10 million agent steps and 20 evaluations, on two games; quick: less
-than a minute."""
+"""default and minatar: PureJaxQL's settings for MinAtar, 10 million agent steps and 20 evaluations, on two games;
+quick: less than a minute."""
 
 
 def main(argv: list[str]) -> int:

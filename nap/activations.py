@@ -53,7 +53,7 @@ class PReLU(nnx.Module):
     """
 
     def __init__(self, units: int):
-        self.slope = nnx.Param(jnp.full(units, 0.25), role=Role.ACTIVATION)
+        self.slope = nnx.Param(jnp.full(units, 0.25, jnp.float32), role=Role.ACTIVATION)
 
     def __call__(self, x: Float[Array, "*batch units"]) -> Float[Array, "*batch units"]:
         """The activations."""

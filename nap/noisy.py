@@ -123,4 +123,4 @@ def factor(key: Key[Array, ""], shape: Sequence[int]) -> Float[Array, "..."]:
 
 
 def _strength(shape: Sequence[int], inputs: int, sigma: float) -> Float[Array, "..."]:
-    return jnp.full(tuple(shape), sigma / math.sqrt(inputs))
+    return jnp.full(tuple(shape), sigma / math.sqrt(inputs), jnp.float32)  # typed: else an update compiles twice

@@ -20,13 +20,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from agents.compiled import Environment
 from agents.dqn import Agent, layer_of
 from agents.evaluation import evaluate
 from agents.family import assemble, make_network, make_replay_for
 from agents.loops import Functions, Hooks, Log, Schedule, make_functions, train
 from agents.replay import transitions
 from envs.atari import AtariEnvs
-from envs.games import GAMES, GameEnvs
+from envs.games import GAMES, Game, GameEnvs
+from envs.games.vector import advance, start
 from envs.scores import games_in, human_normalised
 from experiments import harness
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
@@ -205,6 +207,13 @@ def epsilon_at(config: Config, agent_steps: int) -> float:
         return 0.0
     done = (FRAME_SKIP * agent_steps - config.min_replay_frames) / max(1, config.exploration_frames)
     return 1 + (config.epsilon_end - 1) * min(1.0, max(0.0, done))
+
+
+def environment_of(game: Game, stack: int = STACK) -> Environment:
+    """A game as compiled loops want it."""
+    return Environment(
+        functools.partial(start, game, stack), functools.partial(advance, game), lambda playing: playing.stack
+    )
 
 
 def make_environments(config: Config) -> AtariEnvs | GameEnvs:

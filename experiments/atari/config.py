@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -21,7 +22,8 @@ class Config:
     """An Atari run. Frames are the emulator's: 4 for each agent step."""
 
     game: str = "pong"
-    """Any of ale-py's games: pong, space_invaders, ...; or catch, a small one of ours for quick trials."""
+    """Any of ale-py's games: pong, space_invaders, ...; a small one of ours: catch, bricks, moving-goals-0 (to 7),
+    switching-bright, switching-dim; or, with pgx, minatar-asterix (breakout, freeway, seaquest, space_invaders)."""
     games: str = ""
     """Several games, one run after another, instead of one: names joined by commas, atari-10 or atari-57."""
     method: str = "nap"
@@ -42,7 +44,10 @@ class Config:
     n_step: int = 0
     """Rewards summed before bootstrapping; 0: the agent's own number, 3 for rainbow and 1 for the others."""
     torso: Literal["nature", "impala"] = "nature"
-    """The convolutions: Mnih et al.'s three layers, or the residual network of IMPALA."""
+    """The convolutions: Mnih et al.'s three layers, or the residual network of IMPALA. Other games than ale-py's have
+    none, or MinAtar's own."""
+    hidden: int = 0
+    """Units of each hidden dense layer; 0: the published 512, and 128 for MinAtar."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; its weights are float32."""
     seed: int = 0
@@ -177,7 +182,7 @@ def resolve(config: Config) -> Config:
       harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
     try:
-        game = config.game if config.game in GAMES else resolve_game(config.game)
+        game = _named(config.game)
     except ValueError as error:
         raise harness.UserError(f"--game: {error}") from None
     if parse_method(config.method).base != "nap" and config.optimizer.schedule in MATCHING:
@@ -189,7 +194,7 @@ def resolve(config: Config) -> Config:
     positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
     positive += ("target_period", "replay_capacity", "log_every", "project_every")
     values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
-    least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "evaluation_frames")
+    least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "hidden", "evaluation_frames")
     lowest = dict.fromkeys(positive, 1) | dict.fromkeys(least_0, 0)
     for name, least in lowest.items():
         if not values[name] >= least:
@@ -234,6 +239,24 @@ def resolve(config: Config) -> Config:
         raise harness.UserError(f"--gamma {config.gamma}: it must be above 0 and at most 1")
     protocol = dataclasses.replace(PROTOCOLS[config.protocol], full_action_space=config.full_action_space)
     return dataclasses.replace(config, game=game, environment=protocol)
+
+
+def _named(game: str) -> str:
+    """The game by its own name.
+
+    Raises:
+        ValueError: there is no such game, or what it needs is not installed.
+    """
+    if game in GAMES:
+        GAMES[game]()
+        return game
+    try:
+        return resolve_game(game)
+    except ValueError:
+        near = difflib.get_close_matches(game.lower(), GAMES, n=1, cutoff=0.75)
+        if not near:
+            raise
+        raise ValueError(f"unknown game '{game}'; did you mean '{near[0]}'?") from None
 
 
 def _check_ingredients(config: Config) -> None:

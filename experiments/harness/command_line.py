@@ -22,16 +22,27 @@ class RunOptions:
     """The folder of all runs."""
     fresh: bool = False
     """Start over, instead of resuming or returning at once from what is there."""
+    wait: bool = False
+    """Where another process has a run, wait for its end, instead of stopping."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions(RunOptions):
+    """What an experiment takes besides, if a run of it can be spread over several devices."""
+
+    devices: int = 1
+    """Devices that share each batch. The result differs by rounding only; a run may go on with another number."""
 
 
 def run_command(
-    study: Callable[[Any, RunOptions], object],
+    study: Callable[[Any, Any], object],
     config_type: type,
     argv: Sequence[str],
     *,
     name: str,
     description: str | None,
     presets: Mapping[str, Any] | None = None,
+    options_type: type[RunOptions] = RunOptions,
 ) -> int:
     """Runs an experiment from the command line, one seed after another.
 
@@ -45,13 +56,16 @@ def run_command(
         description: shown by `--help`: the experiment's docstring.
         presets: configurations by name, for `--preset`; other options then change single fields. Where no preset is
             named, they change the one called "default", if there is one.
+        options_type: of `options`: what the command line takes beside the configuration.
 
     Returns:
         The exit code: 0; 1 where the run stopped (NaN, full disk); 2 for bad input; 130 or 143 after a signal.
     """
 
     def run_all_seeds() -> int:
-        config, options = parse_command(config_type, argv, name=name, description=description, presets=presets)
+        config, options = parse_command(
+            config_type, argv, name=name, description=description, presets=presets, options_type=options_type
+        )
         exit_code = 0
         for seed in range(config.seed, config.seed + options.seeds):
             try:
@@ -71,7 +85,8 @@ def parse_command(
     name: str,
     description: str | None,
     presets: Mapping[str, Any] | None = None,
-) -> tuple[Any, RunOptions]:
+    options_type: type[RunOptions] = RunOptions,
+) -> tuple[Any, Any]:
     """The configuration and the shared options that a command line means; see `run_command` for the arguments.
 
     Raises:
@@ -89,13 +104,13 @@ def parse_command(
         "Command",
         [
             ("config", Annotated[config_type, tyro.conf.arg(name="")]),
-            ("options", Annotated[RunOptions, tyro.conf.arg(name="")]),
+            ("options", Annotated[options_type, tyro.conf.arg(name="")]),
             ("preset", Annotated[str | None, tyro.conf.arg(metavar="NAME", help=preset_help)]),
         ],
         frozen=True,
     )
     start = presets[preset] if preset is not None else presets.get("default", config_type())
-    default = command_type(start, RunOptions(), None)
+    default = command_type(start, options_type(), None)
     command = parse_options(command_type, argv, name=name, description=description, default=default)
     if command.options.seeds < 1:
         raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")

@@ -34,7 +34,8 @@ class OptimizerConfig:
     """The optimizer and its learning rate."""
 
     optimizer: Literal["adam", "radam", "rmsprop", "momentum", "sgd"] = "adam"
-    """adam; radam (rectified, which is a warm-up); rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd (plain)."""
+    """adam; radam (rectified, which is a warm-up); rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd
+    (plain)."""
     lr: float = 6.25e-5
     """Learning rate, at its peak."""
     schedule: Literal[

@@ -148,6 +148,17 @@ def test_the_audit_of_every_agents_network_is_clean_with_and_without_a_key(name)
 # --- Acting and learning ---------------------------------------------------------------------------------------------
 
 
+@AGENTS
+@pytest.mark.parametrize("activation", ["relu", "prelu"])
+def test_an_update_returns_the_types_it_was_given_so_it_is_compiled_once(name, activation):
+    network = make_network(FAMILY[name], ACTIONS, **OPTIONS, activation=activation)
+    agent = assemble(FAMILY[name], network, nap.normalize_and_project(optax.adam(1e-2)), 25)
+    state = jax.eval_shape(agent.init, KEY)
+    after, _ = jax.eval_shape(agent.learn, state, batch(), KEY)
+    for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (before.shape, before.dtype, before.weak_type) == (leaf.shape, leaf.dtype, leaf.weak_type)
+
+
 @functools.cache
 def jitted(name: str) -> Agent:
     return Agent(*map(jax.jit, agent_for(FAMILY[name], target_period=3)))
