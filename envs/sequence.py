@@ -148,6 +148,7 @@ PRESETS: dict[str, tuple[str, int, int]] = {
     "switching-ale": ("alien,atlantis,boxing,breakout,centipede", 20_000_000, 3),
     # Powers et al. (2022), CORA.
     "cora": ("space_invaders,krull,beam_rider,hero,star_gunner,ms_pacman", 50_000_000, 5),
+    "three-games": ("pong,breakout,freeway", 320_000, 2),
     "minatar": (",".join(MINATAR), 2_000_000, 2),
     "minatar-permuted": (_permuted(20), 60_000_000, 1),
     "moving-goals": (",".join(f"moving-goals-{phase}" for phase in range(8)), 240_000, 2),

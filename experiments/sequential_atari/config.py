@@ -100,6 +100,19 @@ def _preset(name: str, iteration_frames: int, options: dict[str, Any]) -> Config
     return Config(**given)
 
 
+_THREE_GAMES: dict[str, Any] = {
+    "n_step": 3,
+    "full_action_space": True,
+    "update_period": 8,
+    "target_period": 500,
+    "replay_capacity": 80_000,
+    "min_replay_frames": 32_000,
+    "exploration_frames": 160_000,
+    "log_every": 250,
+    "optimizer": OptimizerConfig(lr=2.5e-4),
+}
+"""An hour or two on two cores."""
+
 _RAINBOW = {
     **{field.name: getattr(atari.PRESETS["rainbow"], field.name) for field in dataclasses.fields(atari.Config)},
     "full_action_space": True,
@@ -112,6 +125,7 @@ PRESETS = {
     "moving-goals": _preset("moving-goals", 48_000, _SMALL),
     "minatar": _preset("minatar", 200_000, _MINATAR),
     "minatar-permuted": _preset("minatar-permuted", 1_000_000, _MINATAR),
+    "three-games": _preset("three-games", 80_000, _THREE_GAMES),
     "nap": _preset("nap", 1_000_000, {**_RAINBOW, "method": "nap", "optimizer": _NAP_COSINE}),
     "switching-ale": _preset("switching-ale", 1_000_000, _RAINBOW),
     "cora": _preset("cora", 1_000_000, _RAINBOW),
