@@ -1,0 +1,212 @@
+"""Small classifiers trained by written schedules: one learning rate an update, many runs and seeds side by side.
+
+What the studies of schedules share. A whole training run is one call of a compiled function, seconds at most; what they
+resume at is the end of such a call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import nap
+from envs.datasets import Dataset, default_name, load
+from experiments.harness.command_line import RunOptions
+from experiments.harness.errors import UserError
+from experiments.harness.seeds import Seeds
+from nap import diagnostics
+from nap.networks import MLP, as_functions
+
+PyTree = Any
+Method = Literal["none", "layernorm", "nap"]
+Optimizer = Literal["sgd", "momentum", "adam"]
+
+STEPS = {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}
+SCORES = ("train_loss", "test_loss", "test_error")
+MOST_SCORED = 10_000
+"""Training and test images that losses are measured on; all of them where there are fewer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is learned, and by which network; the studies of schedules share it."""
+
+    data: str = ""
+    """fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file; "" for what is on the machine."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    batch_size: int = 50
+    """Images in an update."""
+    label_noise: float = 0.0
+    """How likely a label is replaced by a random one, anew whenever it is seen; losses are expectations over it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FiveSeeds(RunOptions):
+    """As every experiment's, with 5 seeds where nothing else is said."""
+
+    seeds: int = 5
+    """How many seeds to run: --seed, --seed + 1, ..."""
+
+
+class Data(NamedTuple):
+    """Images [n, height, width, channels] (uint8) and labels [n] on the device."""
+
+    x: jax.Array
+    y: jax.Array
+    test_x: jax.Array
+    test_y: jax.Array
+
+
+class Own(NamedTuple):
+    """What belongs to one training run: its seed's key, and its learning rate at every update [updates]."""
+
+    key: jax.Array
+    rates: jax.Array
+
+
+class Trained(NamedTuple):
+    """What a training run ends with.
+
+    Attributes:
+        scores: one number for each of SCORES, after the last update.
+        trace: [updates] each, by name: of the whole gradient `gradient_l2` and `gradient_l1`, of that of the hidden
+            weights `hidden_gradient_l2` and `hidden_gradient_l1`, and `weight_norm` of all hidden weights together,
+            before the update; their effective learning rate `elr`.
+    """
+
+    scores: dict[str, jax.Array]
+    trace: dict[str, jax.Array]
+
+
+def load_problem(problem: Problem) -> tuple[Problem, Dataset]:
+    """The problem with its data named, and the data.
+
+    Raises:
+        UserError: the data are not there, or a value makes no sense.
+    """
+    problem = dataclasses.replace(problem, data=problem.data or default_name())
+    if not problem.hidden or min(problem.hidden) < 1:
+        raise UserError(f"--hidden {' '.join(map(str, problem.hidden))}: widths of 1 or more, at least one")
+    if not 0 <= problem.label_noise < 1:
+        raise UserError(f"--label-noise {problem.label_noise:g}: it must be at least 0 and below 1")
+    try:
+        dataset = load(problem.data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not 1 <= problem.batch_size <= len(dataset.labels):
+        raise UserError(
+            f"--batch-size {problem.batch_size}: from 1 to the {len(dataset.labels)} training images of {problem.data}"
+        )
+    return problem, dataset
+
+
+def make_training(
+    problem: Problem, dataset: Dataset, method: Method, optimizer: Optimizer, updates: int
+) -> Callable[[Data, Own], Trained]:
+    """The function that trains one network, from a seed's key and a learning rate for every update.
+
+    The same key gives the same initial weights and the same batches, whatever the method, the optimizer and the rates;
+    runs of another length begin with the same batches.
+    """
+    inputs, classes = math.prod(dataset.images.shape[1:]), dataset.classes
+    norm = "none" if method == "none" else "layer"
+    network = as_functions(lambda rngs: MLP(inputs, problem.hidden, classes, norm=norm, rngs=rngs))
+    per_epoch = len(dataset.labels) // problem.batch_size
+    noise = problem.label_noise
+
+    def losses(params: PyTree, x: jax.Array, y: jax.Array, noise: float) -> tuple[jax.Array, jax.Array]:
+        outputs = network.apply(params, x.astype(jnp.float32) / 255)
+        targets = optax.smooth_labels(jax.nn.one_hot(y, classes), noise)
+        return jnp.mean(optax.softmax_cross_entropy(outputs, targets)), jnp.mean(jnp.argmax(outputs, axis=-1) != y)
+
+    def train(data: Data, own: Own) -> Trained:
+        step = STEPS[optimizer](lambda count: own.rates[count])
+        transform = nap.normalize_and_project(step, affine="free") if method == "nap" else step
+        network_key, order_key, noise_key = jax.random.split(own.key, 3)
+        epoch_keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, jnp.arange(-(-updates // per_epoch)))
+        orders = jax.vmap(lambda key: jax.random.permutation(key, len(data.y)))(epoch_keys)
+        batches = orders[:, : per_epoch * problem.batch_size].reshape(-1, problem.batch_size)[:updates]
+
+        def update(carry: PyTree, number: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+            params, state = carry
+            x, y = data.x[batches[number]], data.y[batches[number]]
+            if noise:
+                which, random = jax.random.split(jax.random.fold_in(noise_key, number))
+                drawn = jax.random.randint(random, y.shape, 0, classes)
+                y = jnp.where(jax.random.bernoulli(which, noise, y.shape), drawn, y)
+            gradients = jax.grad(lambda params: losses(params, x, y, 0.0)[0])(params)
+            steps, state = transform.update(gradients, state, params)
+            return (optax.apply_updates(params, steps), state), _measured(gradients, steps, params)
+
+        params = network.init(network_key)
+        (params, _), trace = jax.lax.scan(update, (params, transform.init(params)), jnp.arange(updates))
+        train_loss, _ = losses(params, data.x[:MOST_SCORED], data.y[:MOST_SCORED], noise)
+        test_loss, test_error = losses(params, data.test_x[:MOST_SCORED], data.test_y[:MOST_SCORED], noise)
+        return Trained(dict(zip(SCORES, (train_loss, test_loss, test_error), strict=True)), trace)
+
+    return train
+
+
+def over_seeds(
+    function: Callable[[Data, Own], PyTree], dataset: Dataset, runs: int, seeds: range
+) -> Callable[[np.ndarray], PyTree]:
+    """Some training runs for every seed, divided among the devices.
+
+    Args:
+        function: what `make_training` returned, or a function of one run that is made from it.
+        dataset: the data.
+        runs: how many runs a seed has.
+        seeds: the seeds.
+
+    Returns:
+        A function of the runs' learning rates, [runs, updates], or [runs, seeds, updates] where each seed has its own.
+        It returns what `function` does as numpy arrays, with the leading axes [runs, seeds].
+    """
+    count = runs * len(seeds)
+    sharing = Seeds(count)
+    padded = np.minimum(np.arange(sharing.padded), count - 1)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])[padded % len(seeds)]
+    arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
+    data = sharing.shared(Data(*map(jnp.asarray, arrays)))
+    compiled: list[Callable[..., PyTree]] = []
+
+    def train(rates: np.ndarray) -> PyTree:
+        by_seed = np.broadcast_to(rates[:, None] if rates.ndim == 2 else rates, (runs, len(seeds), rates.shape[-1]))
+        own = sharing.divided(Own(keys, jnp.asarray(by_seed.reshape(count, -1)[padded], jnp.float32)))
+        if not compiled:
+            compiled.append(sharing.map(function, at_once=sharing.fit(function, data, own)))
+        trained = compiled[0](data, own)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count].reshape(runs, len(seeds), *leaf.shape[1:]), trained)
+
+    return train
+
+
+def _measured(gradients: PyTree, steps: PyTree, params: PyTree) -> dict[str, jax.Array]:
+    hidden = nap.weight_norms(params)
+    norms = diagnostics.leaf_norms(gradients)
+    rates = nap.effective_learning_rates(steps, params)
+
+    def l1(values: Iterable[jax.Array]) -> jax.Array:
+        return jnp.sum(jnp.stack(list(values)))
+
+    def l2(values: Iterable[jax.Array]) -> jax.Array:
+        return jnp.linalg.norm(jnp.stack(list(values)))
+
+    weight_norm = l2(hidden.values())
+    return {
+        "gradient_l2": l2(norm.l2 for norm in norms.values()),
+        "gradient_l1": l1(norm.l1 for norm in norms.values()),
+        "hidden_gradient_l2": l2(norms[path].l2 for path in hidden),
+        "hidden_gradient_l1": l1(norms[path].l1 for path in hidden),
+        "weight_norm": weight_norm,
+        "elr": l2(rates[path].update_norm for path in hidden) / weight_norm,
+    }

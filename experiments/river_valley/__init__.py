@@ -1,0 +1,307 @@
+"""Along the river, down the hills: decays lower the loss at once, a high rate gets further; WSD-S against its rivals.
+
+After "Understanding Warmup-Stable-Decay Learning Rates: A River Valley Loss Landscape Perspective" (Wen et al.,
+arXiv 2410.05192). Two toys show the picture. A valley in two dimensions, whose floor falls slowly along a winding river
+between steep hills: noise holds the weights above the floor at a height that grows with the rate, progress along the
+river adds up with it, and a decay takes the height away. And a table of bigrams, learned one at a time: rows with one
+next token are the river, uncertain ones the hills, and the loss that a decay takes away is theirs.
+
+Then three schedules that serve several budgets with as many updates in all: WSD-S, which decays before each budget and
+goes on from the decayed weights; WSD, which decays on branches, so that its trunk is shorter by all of them; and cosine
+cycles. A cosine for each budget, which takes far more updates, is beside them. The network learns images half of whose
+labels are random ones, drawn anew whenever they are seen: uncertain, as the next token of a text is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Float
+
+from envs.datasets import Dataset
+from experiments import harness
+from experiments.harness.claims import Claim, above, claims_table, near
+from experiments.harness.classifier import (
+    SCORES,
+    FiveSeeds,
+    Method,
+    Optimizer,
+    Problem,
+    load_problem,
+    make_training,
+    over_seeds,
+)
+from experiments.harness.seeds import use_all_cores
+from experiments.harness.statistics import paired_difference, stratified_bootstrap
+from experiments.harness.trace import Trace, load_trace, save_trace
+from experiments.river_valley.toys import END, Bigrams, Valley, measure_bigrams, measure_valley, results
+from nap import schedules
+from nap.schedules import profiles
+from nap.tables import format_table
+
+NAME = "river-valley"
+RATES = {"sgd": (0.1, 0.3, 1.0), "momentum": (0.01, 0.03, 0.1), "adam": (1e-3, 3e-3, 1e-2)}
+SCHEDULES = ("wsd-s", "wsd", "cosine-cycles", "cosine-each")
+RIVALS = ("wsd", "cosine-cycles")
+DECAY = 0.1
+"""The share of its budget that a decay takes, in WSD and WSD-S."""
+SAVE_SECONDS = 30.0
+VALLEY, BIGRAMS = Valley(), Bigrams()
+_EXCESS = ("excess_before", "excess_after")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All schedules, all seeds, and the toys, which read the seeds only."""
+
+    method: Method = "none"
+    """none (no normalization), layernorm, or nap (which projects besides)."""
+    optimizer: Optimizer = "momentum"
+    """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
+    problem: Problem = dataclasses.field(default_factory=lambda: Problem(batch_size=20, label_noise=0.5))
+    budgets: tuple[int, ...] = (1500, 3000, 6000)
+    """Updates after which a decayed network is wanted."""
+    rates: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """The peaks that are tried; a schedule has one for all budgets."""
+    seed: int = 0
+    """The first seed. The seeds, the other options and the version of the code determine a run."""
+    seeds: Annotated[int, tyro.conf.Suppress] = 5
+    """How many seeds, as --seeds says."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the toys and all schedules from the command line and print what came out; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """The one command, which makes one run. Raises harness.UserError."""
+    config, options, _ = _parse(argv)
+    return [harness.Job((NAME, *argv), (harness.run_folder(NAME, config, out=options.out, label=_label(config)),))]
+
+
+def rates_until(schedule: str, budgets: Sequence[int], which: int) -> Float[np.ndarray, " updates"]:
+    """The multipliers of the peak, from a run's beginning to its network for a budget, by the schedule's name.
+
+    Every schedule but `cosine-each` spends as many updates on all budgets up to this one as the budget says.
+    """
+    return _UNTIL[schedule](budgets, which)
+
+
+def _read(schedule: optax.Schedule, updates: int) -> Float[np.ndarray, " updates"]:
+    return np.asarray(schedule(np.arange(updates)))
+
+
+def _decays(budgets: Sequence[int]) -> list[int]:
+    return [round(DECAY * budget) for budget in budgets]
+
+
+def _wsd_s(budgets: Sequence[int], which: int) -> np.ndarray:
+    return _read(schedules.wsd_s(1.0, budgets, warmup=0, decay=_decays(budgets)), budgets[which])
+
+
+def _wsd(budgets: Sequence[int], which: int) -> np.ndarray:
+    decays = _decays(budgets)
+    length = budgets[which] - sum(decays[:which])  # the trunk, which all share, and this budget's branch
+    return _read(schedules.wsd(1.0, length, warmup=0, decay=decays[which], profile=profiles.reciprocal(END)), length)
+
+
+def _cosine_cycles(budgets: Sequence[int], which: int) -> np.ndarray:
+    cycles = np.diff([0, *budgets]).tolist()
+    return _read(schedules.cosine_restarts(1.0, cycles, end=END), budgets[which])
+
+
+def _cosine_each(budgets: Sequence[int], which: int) -> np.ndarray:
+    return _read(schedules.cosine(1.0, budgets[which], end=END), budgets[which])
+
+
+_UNTIL: dict[str, Callable[[Sequence[int], int], np.ndarray]] = {
+    "wsd-s": _wsd_s,
+    "wsd": _wsd,
+    "cosine-cycles": _cosine_cycles,
+    "cosine-each": _cosine_each,
+}
+
+
+def _main(argv: list[str]) -> int:
+    use_all_cores()
+    harness.enable_compilation_cache()
+    config, options, dataset = _parse(argv)
+    came_out = tables(config, _run(config, options, dataset))
+    print(f"{config.problem.data}, {config.method}, {config.optimizer}\n\n{came_out}\n")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Dataset]:
+    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
+    if config.seed < 0:
+        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
+    try:
+        for schedule in SCHEDULES:
+            rates_until(schedule, config.budgets, len(config.budgets) - 1)
+    except (ValueError, IndexError) as error:
+        raise harness.UserError(f"--budgets {' '.join(map(str, config.budgets))}: {error}") from None
+    problem, dataset = load_problem(config.problem)
+    config = dataclasses.replace(config, problem=problem, rates=RATES[config.optimizer], seeds=options.seeds)
+    return config, options, dataset
+
+
+def _label(config: Config) -> str:
+    return f"{config.method}-{config.optimizer}-seeds{config.seed}to{config.seed + config.seeds - 1}"
+
+
+def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
+    """The toys, then one schedule after another, from the beginning or from where they were left; what came out."""
+    with harness.open_run(
+        NAME,
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=1 + len(SCHEDULES),
+        unit="stages",
+    ) as opened:
+        if not opened.done:
+            _stages(config, opened, dataset)
+        return load_trace(opened.folder)
+
+
+def _stages(config: Config, opened: harness.Run, dataset: Dataset) -> None:
+    seeds, budgets = range(config.seed, config.seed + config.seeds), config.budgets
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    toys = jax.tree.map(lambda shaped: np.full(shaped.shape, np.nan, np.float32), _shapes_of_toys(keys))
+    shape = (len(SCHEDULES), len(config.rates), len(budgets), config.seeds, len(SCORES))
+    done, (toys, scores) = opened.restore((toys, np.full(shape, np.nan, np.float32)))
+    scores, last_save = np.array(scores), time.monotonic()
+    training = make_training(config.problem, dataset, config.method, config.optimizer, budgets[-1])
+    runs = len(config.rates) * len(budgets)
+    train = over_seeds(lambda data, own: training(data, own).scores, dataset, runs, seeds)
+    while done <= len(SCHEDULES):
+        if done == 0:
+            toys = {**measure_valley(VALLEY, keys), **measure_bigrams(BIGRAMS, keys)}
+            _record_toys(config, opened, toys)
+        else:
+            schedule = SCHEDULES[done - 1]
+            rates = np.zeros((len(config.rates), len(budgets), budgets[-1]))  # an update at rate 0 changes no weight
+            for which in range(len(budgets)):
+                multipliers = rates_until(schedule, budgets, which)
+                rates[:, which, : len(multipliers)] = np.array(config.rates)[:, None] * multipliers
+            trained = train(rates.reshape(runs, -1))
+            of_schedule = np.stack([trained[name] for name in SCORES], axis=-1)
+            scores[done - 1] = of_schedule.reshape(scores.shape[1:])
+            lost = scores[done - 1, best_rate(scores[done - 1])].sum()
+            opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=budgets[-1])
+            _record_trained(config, opened, schedule, scores[done - 1])
+        done += 1
+        opened.progress.update(stages=done)
+        if done > len(SCHEDULES) or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+            opened.save(done, (toys, scores))
+            last_save = time.monotonic()
+        opened.check_interrupted()
+    save_trace(opened.folder, {**toys, "scores": scores})
+    opened.finish(_summary(config, toys, scores))
+
+
+def best_rate(scores: Float[np.ndarray, "rates budgets seeds scores"]) -> int:
+    """The peak whose test loss is least, on average over budgets and seeds; one that diverged is none's best."""
+    losses = scores[..., SCORES.index("test_loss")]
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=(1, 2))))
+
+
+def _shapes_of_toys(keys: jax.Array) -> dict[str, jax.ShapeDtypeStruct]:
+    seeds, rates, tokens = len(keys), len(VALLEY.rates), BIGRAMS.tokens
+    shapes = {"height": (seeds, rates), "progress": (seeds, rates), "before_decay": (seeds,), "after_decay": (seeds,)}
+    shapes |= {"excess_before": (seeds, tokens), "excess_after": (seeds, tokens)}
+    return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _record_toys(config: Config, opened: harness.Run, toys: Trace) -> None:
+    e = np.linspace(0, BIGRAMS.uncertain, BIGRAMS.tokens)
+    for i in range(config.seeds):
+        place = {"seed": config.seed + i}
+        for j, rate in enumerate(VALLEY.rates):
+            reached = {name: toys[name][i, j] for name in ("height", "progress")}
+            opened.record({"phase": "valley", **place, "updates": VALLEY.updates, "learning_rate": rate, **reached})
+        for j in range(BIGRAMS.tokens):
+            reached = {name: toys[name][i, j] for name in ("excess_before", "excess_after")}
+            opened.record({"phase": "bigrams", **place, "updates": BIGRAMS.updates, "uncertainty": e[j], **reached})
+
+
+def _record_trained(config: Config, opened: harness.Run, schedule: str, scores: np.ndarray) -> None:
+    for rate, of_rate in zip(config.rates, scores, strict=True):
+        for which, (budget, of_budget) in enumerate(zip(config.budgets, of_rate, strict=True)):
+            for i, of_seed in enumerate(of_budget):
+                place = {"phase": "train", "schedule": schedule, "seed": config.seed + i, "budget": budget}
+                place["updates"] = len(rates_until(schedule, config.budgets, which))
+                opened.record({**place, "peak": rate, **dict(zip(SCORES, of_seed, strict=True))})
+
+
+def _summary(config: Config, toys: Trace, scores: np.ndarray) -> dict[str, float]:
+    """Means over seeds; of each schedule its best peak, and there the losses."""
+    named: dict[str, float] = {name: float(values.mean()) for name, values in results(VALLEY, toys).items()}
+    named["seeds"] = config.seeds
+    for schedule, of_schedule in zip(SCHEDULES, scores, strict=True):
+        best = best_rate(of_schedule)
+        named[f"peak/{schedule}"] = config.rates[best]
+        for budget, of_budget in zip(config.budgets, of_schedule[best], strict=True):
+            for name, values in zip(SCORES, of_budget.T, strict=True):
+                named[f"{name}/{schedule}/{budget}"] = float(values.mean())
+    return named
+
+
+def tables(config: Config, trace: Trace) -> str:
+    """What came out, and how that compares with what must appear."""
+    height, e = trace["height"].mean(axis=0), np.linspace(0, BIGRAMS.uncertain, BIGRAMS.tokens)
+    rows = [
+        [f"{rate:g}", f"{height[j]:.3g}", f"{trace['progress'][:, j].mean():.3g}"]
+        for j, rate in enumerate(VALLEY.rates)
+    ]
+    header = ["learning rate", "height", "progress"]
+    parts = [f"The valley, after {VALLEY.updates} updates.\n{format_table(header, rows, right=range(3))}"]
+    quarters = np.array_split(np.arange(BIGRAMS.tokens), 4)
+    rows = [
+        [f"{e[of[0]]:.2f} to {e[of[-1]]:.2f}", *(f"{trace[name][:, of].mean():.3f}" for name in _EXCESS)]
+        for of in quarters
+    ]
+    header = ["uncertainty of the rows", "before the decay", "after it"]
+    parts.append(f"Bigrams: loss above the entropy.\n{format_table(header, rows, right=(1, 2))}")
+    rows = []
+    for schedule, of_schedule in zip(SCHEDULES, trace["scores"], strict=True):
+        best = best_rate(of_schedule)
+        losses = of_schedule[best, :, :, SCORES.index("test_loss")].mean(axis=1)
+        lengths = [len(rates_until(schedule, config.budgets, which)) for which in range(len(config.budgets))]
+        spent = sum(lengths) if schedule == "cosine-each" else config.budgets[-1]
+        rows.append([schedule, f"{config.rates[best]:g}", *(f"{loss:.4f}" for loss in losses), f"{spent:,}"])
+    header = ["schedule", "best peak", *(f"after {budget:,}" for budget in config.budgets), "updates in all"]
+    words = f"Test loss for each budget, means over {config.seeds} seeds.\n"
+    parts.append(words + format_table(header, rows, right=range(1, len(header))))
+    parts.append(claims_table(_claims(config, trace)))
+    return "\n\n".join(parts)
+
+
+def _claims(config: Config, trace: Trace) -> list[Claim]:
+    of_toys = {name: stratified_bootstrap(values) for name, values in results(VALLEY, trace).items()}
+    claims = [
+        near("valley: height grows as the rate, slope 1 within a tenth", of_toys["slope"], 1.0, within=0.1),
+        near("valley: progress is what the rates add up to, within a tenth", of_toys["progress"], 1.0, within=0.1),
+        near(f"valley: a decay to {END:g} leaves that of the height, within half", of_toys["height_left"], END, 0.5),
+        above("bigrams: Spearman of uncertainty and what the decay takes above 0.8", of_toys["spearman"], 0.8),
+    ]
+    for which, budget in enumerate(config.budgets):
+        losses = {
+            schedule: dict(enumerate(of[best_rate(of), which, :, SCORES.index("test_loss")].astype(float).tolist()))
+            for schedule, of in zip(SCHEDULES, trace["scores"], strict=True)
+        }
+        for rival in RIVALS if which else RIVALS[1:]:  # up to the first budget WSD is WSD-S
+            gain = paired_difference(losses[rival], losses["wsd-s"])
+            claims.append(above(f"after {budget:,}: test loss, {rival} - wsd-s at least 0", gain))
+    return claims

@@ -1,0 +1,377 @@
+"""Which schedule does a run ask for? Refined schedules of free and of projected networks, from their gradients' norms.
+
+A network is trained at a constant learning rate and the norm of its gradient is logged at every update; from it follows
+the schedule that is best for the worst case (`nap.schedules.refine`, after "When, Why and How Much?", Defazio et al.,
+arXiv 2310.07831). Where nothing changes that is linear decay. But behind a normalization gradients are proportional to
+1 / ||W||, so that the schedule of a free run, whose norms grow, should rise with them, and that of a projected run
+should not: `layernorm` and `nap`, from the same weights on the same batches; scales and offsets are free in both. Then
+all is trained again: refined, and for comparison linear, cosine and constant, each at its own best peak.
+
+Half of the labels are random ones, drawn anew whenever they are seen: a network that fits all it sees ends with
+gradients of nearly nothing, which let every refined schedule rise (`--label-noise 0 --lr 0.1` shows it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from envs.datasets import Dataset
+from experiments import harness
+from experiments.harness.claims import Claim, above, claims_table, near, told
+from experiments.harness.classifier import (
+    SCORES,
+    FiveSeeds,
+    Method,
+    Optimizer,
+    Problem,
+    load_problem,
+    make_training,
+    over_seeds,
+)
+from experiments.harness.grid import cells
+from experiments.harness.methods import ORDERS
+from experiments.harness.seeds import use_all_cores
+from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
+from experiments.harness.trace import Trace, load_trace, save_trace
+from experiments.schedule_refinement.figure import Panel, draw
+from nap import schedules
+from nap.schedules import profiles
+from nap.tables import format_table
+
+NAME = "schedule-refinement"
+METHODS: tuple[Method, ...] = ("layernorm", "nap")
+RATES = {"sgd": 1.0, "momentum": 0.1, "adam": 1e-2}
+PROFILES = {"linear": profiles.linear(), "cosine": profiles.cosine(), "constant": profiles.constant()}
+SCHEDULES = ("refined", *PROFILES)
+NORMS = {2: "gradient_l2", 1: "gradient_l1"}
+"""The norm of the gradient that the refinement of an optimizer of each order reads."""
+PARTS = {"": "all weights", "hidden_": "hidden weights"}
+"""Of what the gradient is, by the prefix of its trace."""
+QUARTERS = (0.25, 0.5, 0.75)
+RECORDS = 20
+"""Of the run whose gradients are logged."""
+SAVE_SECONDS = 30.0
+_RATIO = "half over quarter"
+_LINEAR_RATIO = (1 - QUARTERS[1]) / (1 - QUARTERS[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One method, all seeds. A command runs both methods; an option that is given twice is an axis."""
+
+    method: Annotated[Method, tyro.conf.Suppress] = "layernorm"
+    """layernorm (free norms) or nap."""
+    optimizer: Optimizer = "sgd"
+    """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
+    lr: float | None = None
+    """The constant rate of the logged run; by default 1 for sgd, 0.1 for momentum, 0.01 for adam."""
+    peaks: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    """The peaks that every schedule is tried with, as multiples of --lr."""
+    problem: Problem = dataclasses.field(default_factory=lambda: Problem(batch_size=20, label_noise=0.5))
+    updates: int = 6000
+    """Updates of each training run."""
+    smooth: float = 0.1
+    """Width of the median filter that the norms go through, as a share of the run."""
+    seed: int = 0
+    """The first seed. The seeds, the other options and the version of the code determine a run."""
+    seeds: Annotated[int, tyro.conf.Suppress] = 5
+    """How many seeds, as --seeds says."""
+
+    @property
+    def gradient(self) -> str:
+        """The trace that is refined: l2 norms for SGD, l1 norms for Adam."""
+        return NORMS[ORDERS[self.optimizer]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(FiveSeeds):
+    """As every experiment's, and whether to draw."""
+
+    plot: Path | None = None
+    """Draw the refined schedules of all cells into this file, which ends in .png, .pdf or .svg."""
+
+
+def main(argv: list[str]) -> int:
+    """Run both methods from the command line and print what their schedules are and do; returns the exit code."""
+    return harness.exit_code_of(lambda: _main(argv))
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """The command of each cell of the grid, which makes the runs of both methods. Raises harness.UserError."""
+    jobs = []
+    for cell in cells(argv):
+        configs, options, _ = _parse(cell)
+        folders = (harness.run_folder(NAME, config, out=options.out, label=_label(config)) for config in configs)
+        jobs.append(harness.Job((NAME, *cell), tuple(folders)))
+    return jobs
+
+
+def refined(config: Config, trace: Trace, part: str = "") -> Float[np.ndarray, "seeds updates"]:
+    """The refined multipliers of each seed's logged run, from the gradient of a part of the weights (see PARTS)."""
+    order = ORDERS[config.optimizer]
+    return np.stack([schedules.refine(norms, order, config.smooth) for norms in trace[part + config.gradient]])
+
+
+def shapes(multipliers: Float[np.ndarray, "seeds updates"]) -> dict[str, Float[np.ndarray, " seeds"]]:
+    """How schedules go, each seed's: their values at the quarters of the run, where they are largest, how linear.
+
+    `half over quarter` is 2/3 for linear decay, whatever comes before the quarter, and above 1 for one that rises.
+    """
+    updates = multipliers.shape[1]
+    at = {f"at {part:.0%}": multipliers[:, round(part * updates)] for part in QUARTERS}
+    quarter, half, _ = at.values()
+    linear = 1 - np.arange(updates) / updates
+    return {
+        **at,
+        _RATIO: half / quarter,
+        "largest at": np.argmax(multipliers, axis=1) / updates,
+        "correlation with linear": np.array([np.corrcoef(of_seed, linear)[0, 1] for of_seed in multipliers]),
+    }
+
+
+def change(values: Float[np.ndarray, "seeds updates"]) -> Float[np.ndarray, " seeds"]:
+    """The mean over the last tenth of a run over that over its first tenth."""
+    tenth = -(-values.shape[1] // 10)
+    return values[:, -tenth:].mean(axis=1) / values[:, :tenth].mean(axis=1)
+
+
+def best_peak(scores: Float[np.ndarray, "peaks seeds scores"]) -> int:
+    """The peak whose test loss is least, on average over the seeds; one that diverged is none's best."""
+    losses = scores[..., SCORES.index("test_loss")]
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=1)))
+
+
+def _main(argv: list[str]) -> int:
+    use_all_cores()
+    harness.enable_compilation_cache()
+    parsed, panels = [_parse(cell) for cell in cells(argv)], []
+    for configs, options, dataset in parsed:
+        traces = {config.method: load_trace(_run(config, options, dataset)) for config in configs}
+        title = f"{configs[0].problem.data}, {configs[0].optimizer}"
+        print(f"{title}\n\n{tables(configs, traces)}\n")
+        curves = {(of.method, words): refined(of, traces[of.method], p) for of in configs for p, words in PARTS.items()}
+        panels.append(Panel(f"{title}, label noise {configs[0].problem.label_noise:g}", curves))
+    if (path := parsed[0][1].plot) is not None:
+        draw(panels, path)
+        print(path)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
+    """The configuration of both methods, the other options and the data."""
+    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, options_type=Options)
+    lr = RATES[config.optimizer] if config.lr is None else config.lr
+    if not 0 < lr < math.inf:
+        raise harness.UserError(
+            f"--lr {lr:g}: it must be above 0; for {config.optimizer} try {RATES[config.optimizer]}"
+        )
+    if not config.peaks or not all(0 < peak < math.inf for peak in config.peaks):
+        raise harness.UserError(f"--peaks {' '.join(map(str, config.peaks))}: multiples above 0, at least one")
+    if config.updates < RECORDS:
+        raise harness.UserError(f"--updates {config.updates}: it must be at least {RECORDS}")
+    if not 0 <= config.smooth <= 1:
+        raise harness.UserError(f"--smooth {config.smooth:g}: a share of the run, from 0 to 1")
+    if config.seed < 0:
+        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
+    if options.plot and (options.plot.suffix not in (".png", ".pdf", ".svg") or not options.plot.parent.is_dir()):
+        raise harness.UserError(f"--plot {options.plot}: a file in a folder that is there, .png, .pdf or .svg")
+    problem, dataset = load_problem(config.problem)
+    config = dataclasses.replace(config, problem=problem, lr=float(lr), seeds=options.seeds)
+    return [dataclasses.replace(config, method=method) for method in METHODS], options, dataset
+
+
+def _label(config: Config) -> str:
+    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    return f"{config.method}-{config.optimizer}-lr{config.lr:g}-noise{config.problem.label_noise:g}-{seeds}"
+
+
+def _run(config: Config, options: Options, dataset: Dataset) -> Path:
+    """The logged run of a method and those by schedule, from the beginning or from where they were left; the folder."""
+    with harness.open_run(
+        NAME,
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=1 + len(SCHEDULES),
+        unit="stages",
+    ) as opened:
+        if not opened.done:
+            _stages(config, opened, dataset)
+        return opened.folder
+
+
+def _stages(config: Config, opened: harness.Run, dataset: Dataset) -> None:
+    """The logged run first, then the training runs of one schedule after another."""
+    assert config.lr is not None, "_parse fills it in"
+    seeds, order = range(config.seed, config.seed + config.seeds), ORDERS[config.optimizer]
+    training = make_training(config.problem, dataset, config.method, config.optimizer, config.updates)
+    logged = (NORMS[order], f"hidden_{NORMS[order]}", "weight_norm", "elr")
+    trace = {name: np.full((config.seeds, config.updates), np.nan, np.float32) for name in logged}
+    scores = np.full((len(SCHEDULES), len(config.peaks), config.seeds, len(SCORES)), np.nan, np.float32)
+    done, (trace, scores) = opened.restore((trace, scores))
+    trace, scores = {name: np.array(values) for name, values in trace.items()}, np.array(scores)
+    again = over_seeds(lambda data, own: training(data, own).scores, dataset, len(config.peaks), seeds)
+    last_save = time.monotonic()
+    while done <= len(SCHEDULES):
+        if done == 0:
+            log = over_seeds(training, dataset, 1, seeds)
+            of_run = log(np.full((1, config.updates), config.lr))
+            trace = {name: of_run.trace[name][0] for name in logged}
+            for part in PARTS:  # a network whose units are all silent has no gradient, and no refined schedule
+                with np.errstate(divide="ignore"):
+                    total = np.log(trace[part + NORMS[order]]).sum()
+                opened.check_finite("logarithm of the gradient's norm", total, updates=config.updates)
+            _record_logged(config, opened, trace)
+        else:
+            schedule = SCHEDULES[done - 1]
+            peaks = config.lr * np.array(config.peaks)
+            trained = again(peaks[:, None, None] * _multipliers(config, schedule, trace))
+            scores[done - 1] = np.stack([trained[name] for name in SCORES], axis=-1)
+            lost = scores[done - 1, best_peak(scores[done - 1])].sum()
+            opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=config.updates)
+            _record_trained(config, opened, schedule, peaks, scores[done - 1])
+        done += 1
+        opened.progress.update(stages=done)
+        if done > len(SCHEDULES) or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+            opened.save(done, (trace, scores))
+            last_save = time.monotonic()
+        opened.check_interrupted()
+    save_trace(opened.folder, {**trace, "scores": scores})
+    opened.finish(_summary(config, trace, scores))
+
+
+def _multipliers(config: Config, schedule: str, trace: Trace) -> Float[np.ndarray, "seeds updates"]:
+    if schedule == "refined":
+        return refined(config, trace)
+    values = schedules.follow(1.0, config.updates, PROFILES[schedule])(np.arange(config.updates))
+    return np.broadcast_to(np.asarray(values), (config.seeds, config.updates))
+
+
+def _record_logged(config: Config, opened: harness.Run, trace: Trace) -> None:
+    multipliers = refined(config, trace)
+    for number in range(1, RECORDS + 1):
+        updates = config.updates * number // RECORDS
+        for i in range(config.seeds):
+            place = {"phase": "log", "method": config.method, "seed": config.seed + i, "updates": updates}
+            values = {name: of_run[i, updates - 1] for name, of_run in trace.items()}
+            opened.record({**place, "learning_rate": config.lr, **values, "refined": multipliers[i, updates - 1]})
+
+
+def _record_trained(
+    config: Config, opened: harness.Run, schedule: str, peaks: np.ndarray, scores: Float[np.ndarray, "peaks seeds 3"]
+) -> None:
+    for peak, of_peak in zip(peaks, scores, strict=True):
+        for i, of_seed in enumerate(of_peak):
+            place = {"phase": "train", "method": config.method, "schedule": schedule, "seed": config.seed + i}
+            values = dict(zip(SCORES, of_seed, strict=True))
+            opened.record({**place, "updates": config.updates, "peak": peak, **values})
+
+
+def _summary(config: Config, trace: Trace, scores: np.ndarray) -> dict[str, float]:
+    """Means over seeds: of the refined schedules' shapes, and of the best peak of each schedule."""
+    assert config.lr is not None, "_parse fills it in"
+    named: dict[str, float] = {"seeds": config.seeds, "weight_norm_growth": float(change(trace["weight_norm"]).mean())}
+    for part in PARTS:
+        for name, values in shapes(refined(config, trace, part)).items():
+            named[f"{part}refined/{name.replace(' ', '_').replace('%', '')}"] = float(values.mean())
+    for schedule, of_schedule in zip(SCHEDULES, scores, strict=True):
+        best = best_peak(of_schedule)
+        named[f"peak/{schedule}"] = config.lr * config.peaks[best]
+        for name, values in zip(SCORES, of_schedule[best].T, strict=True):
+            named[f"{name}/{schedule}"] = float(values.mean())
+    return named
+
+
+def tables(configs: Sequence[Config], traces: Mapping[Method, Trace]) -> str:
+    """What came out: the refined schedules, what they do, and how that compares with what must appear.
+
+    Args:
+        configs: of the methods.
+        traces: of each method: what its run left.
+    """
+    by_method = {config.method: config for config in configs}
+    return "\n\n".join(
+        [
+            "Refined from the run at the constant rate; means over seeds. Growth: the last tenth over the first.\n"
+            + _shape_table(by_method, traces),
+            "Trained again, each schedule at its best peak; means over seeds. - linear: of the test loss, paired by\n"
+            "seed, with a 95 % bootstrap interval.\n" + _trained_table(by_method, traces),
+            claims_table(_claims(by_method, traces)),
+        ]
+    )
+
+
+def _shape_table(configs: Mapping[Method, Config], traces: Mapping[Method, Trace]) -> str:
+    rows, columns = [], []
+    for method, config in configs.items():
+        trace = traces[method]
+        for part, words in PARTS.items():
+            measured = {
+                "norm growth": change(trace["weight_norm"]),
+                "gradient growth": change(trace[part + config.gradient]),
+                **shapes(refined(config, trace, part)),
+            }
+            columns = list(measured)
+            rows.append([method, words, *(f"{values.mean():.2f}" for values in measured.values())])
+    linear = shapes(1 - np.arange(1000)[None] / 1000)
+    rows.append(["(linear)", "", "", "", *(f"{values.mean():.2f}" for values in linear.values())])
+    header = ["method", "gradient of", *columns]
+    return format_table(header, rows, right=range(2, len(header)))
+
+
+def _trained_table(configs: Mapping[Method, Config], traces: Mapping[Method, Trace]) -> str:
+    rows = []
+    for method, config in configs.items():
+        for schedule in SCHEDULES:
+            peak, scores = _at_best(config, traces[method], schedule)
+            means = {name: np.mean(list(by_seed.values())) for name, by_seed in scores.items()}
+            less = "" if schedule == "linear" else told(_difference(config, traces[method], schedule, "linear"), "+")
+            losses = (f"{means[name]:.4f}" for name in ("train_loss", "test_loss"))
+            rows.append([method, schedule, f"{peak:.3g}", *losses, less, f"{means['test_error']:.1%}"])
+    header = ["method", "schedule", "best peak", "train loss", "test loss", "- linear", "test error"]
+    return format_table(header, rows, right=range(2, len(header)))
+
+
+def _claims(configs: Mapping[Method, Config], traces: Mapping[Method, Trace]) -> list[Claim]:
+    claims = []
+    for part, words in PARTS.items():
+        free, projected = (
+            dict(enumerate(shapes(refined(configs[method], traces[method], part))[_RATIO])) for method in METHODS
+        )
+        rises, linear = (stratified_bootstrap(np.array(list(of.values()))) for of in (free, projected))
+        claims += [
+            above(f"{words}, free: half over quarter above 1", rises, 1.0),
+            near(f"{words}, nap: half over quarter 2/3, within a tenth", linear, _LINEAR_RATIO, within=0.1),
+            above(f"{words}: half over quarter, free - nap above 0", paired_difference(free, projected)),
+        ]
+    for method, config in configs.items():
+        for worse, better in (("linear", "refined"), ("cosine", "linear"), ("constant", "cosine")):
+            gain = _difference(config, traces[method], worse, better)
+            claims.append(above(f"{method}: test loss, {worse} - {better} above 0", gain))
+    return claims
+
+
+def _at_best(config: Config, trace: Trace, schedule: str) -> tuple[float, dict[str, dict[int, float]]]:
+    """The best peak of a schedule, and there each score by seed."""
+    assert config.lr is not None, "_parse fills it in"
+    scores = trace["scores"][SCHEDULES.index(schedule)]
+    best = best_peak(scores)
+    return config.lr * config.peaks[best], {
+        name: {i: float(value) for i, value in enumerate(scores[best, :, column])} for column, name in enumerate(SCORES)
+    }
+
+
+def _difference(config: Config, trace: Trace, one: str, other: str) -> Interval:
+    """Of two schedules' test losses, paired by seed."""
+    return paired_difference(*(_at_best(config, trace, schedule)[1]["test_loss"] for schedule in (one, other)))

@@ -1,0 +1,123 @@
+"""The study of budgets: ranks by hand, then its command line on a few digits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import harness, schedule_budgets
+from experiments.harness.trace import load_trace
+from experiments.schedule_budgets import OPTIMIZERS, RATES, SCHEDULES, mean_ranks, plan, rank_intervals
+
+SEEDS = (3, 4)
+OPTIONS = {"data": "digits", "hidden": 16, "updates": 30, "seed": SEEDS[0], "seeds": len(SEEDS)}
+
+
+def command(out: Path, *budgets: float, **changes) -> int:
+    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
+    shares = [str(budget) for budget in budgets or (0.1, 1.0)]
+    return schedule_budgets.main([*options, "--out", str(out), "--budgets", *shares])
+
+
+def folders(out: Path) -> dict[str, Path]:
+    """The run folders by optimizer."""
+    found = {json.loads((path / "config.json").read_text())["config"]["optimizer"]: path for path in out.glob("*/*")}
+    return {optimizer: found[optimizer] for optimizer in OPTIMIZERS}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """The out folder of one finished command, which is only read."""
+    out = tmp_path_factory.mktemp("done")
+    assert command(out) == 0
+    return out
+
+
+def test_ranks_by_hand():
+    errors = np.zeros((2, 3, 1, 2, 1))  # settings, schedules, budgets, rates, seeds
+    errors[0, :, 0, :, 0] = [[0.3, 0.2], [0.1, 0.9], [0.2, 0.4]]  # at their best 0.2, 0.1, 0.2: ranks 2.5, 1, 2.5
+    errors[1, :, 0, :, 0] = [[0.5, 0.6], [0.4, 0.4], [0.3, 0.2]]  # 3, 2, 1
+    np.testing.assert_allclose(mean_ranks(errors), [[2.75], [1.5], [1.75]])
+    one, other = errors, errors[:, ::-1]
+    two_seeds = np.concatenate([one, other], axis=-1)  # the seeds disagree: whichever is drawn decides
+    averages, ranks = rank_intervals(two_seeds)
+    np.testing.assert_allclose(ranks, mean_ranks(two_seeds))
+    assert [(of.low, of.high) for of in averages] == [(1.75, 2.75), (1.5, 1.5), (1.75, 2.75)]
+
+
+def test_records_and_summary_hold_each_schedule_in_each_budget(done):
+    for optimizer, folder in folders(done).items():
+        scores, found = load_trace(folder)["scores"], rows(folder)
+        assert scores.shape == (len(SCHEDULES), 2, len(RATES[optimizer]), len(SEEDS), 3)
+        assert [(row["updates"], row["schedule"]) for row in found[:: 5 * 2]] == [
+            (updates, schedule) for updates in (3, 30) for schedule in SCHEDULES
+        ]
+        assert [(row["peak"], row["seed"]) for row in found[:3]] == [
+            (RATES[optimizer][0], 3), (RATES[optimizer][0], 4), (RATES[optimizer][1], 3)
+        ]  # fmt: skip
+        row = next(row for row in found if (row["budget"], row["schedule"]) == (1, "step"))
+        assert row["test_error"] == scores[list(SCHEDULES).index("step"), 1, 0, 0, 2]
+        summary = json.loads((folder / "summary.json").read_text())
+        for i, schedule in enumerate(SCHEDULES):
+            best = min(scores[i, 1, :, :, 2].mean(axis=1))
+            assert summary[f"test_error/{schedule}/1"] == pytest.approx(best)
+        assert sum(summary[f"rank/{schedule}"] for schedule in SCHEDULES) == pytest.approx(21)
+        assert summary["test_error/rex/1"] < summary["test_error/rex/0.1"]
+
+
+def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkeypatch):
+    monkeypatch.setattr(schedule_budgets, "_cells", lambda *_: pytest.fail("it ran again"))
+    assert command(done) == 0
+    momentum, adam, ranks, claims = capsys.readouterr().out.split("\n\n")[1:5]
+    for table in (momentum, adam, ranks):
+        assert [line.split()[0] for line in table.splitlines()[3:]] == list(SCHEDULES)
+    averages = [float(line.split()[3]) for line in ranks.splitlines()[3:]]
+    assert sum(averages) == pytest.approx(21, abs=0.05)
+    assert f"place {1 + sum(other < averages[0] for other in averages)}" in claims
+
+
+def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_path, monkeypatch, capsys):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(folders(tmp_path)["adam"])
+
+    def interrupt(run):
+        if len(rows(folders(tmp_path)["adam"])) >= 30:
+            raise harness.Interrupted("stopped by the test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(schedule_budgets, "SAVE_SECONDS", 0.0)
+        patched.setattr(harness.Run, "check_interrupted", interrupt)
+        assert command(tmp_path) == 130
+    assert command(tmp_path) == 0
+    assert "after iteration 3" in capsys.readouterr().err
+    for name in ("metrics.jsonl", "summary.json"):
+        ours, theirs = (folders(out)["adam"] / name for out in (tmp_path, done))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_plan_is_one_command_of_both_optimizers(tmp_path):
+    (job,) = plan(["--data", "digits", "--out", str(tmp_path)])
+    assert [folder.name.split("-seeds")[0] for folder in job.folders] == ["momentum-none", "adam-none"]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "changes", "words"),
+    [
+        ((0.01,), {}, "--budgets 0.01: shares of the updates, of at least one (0.033) to 1"),
+        ((1.5,), {}, "--budgets 1.5"),
+        ((), {"updates": 0}, "--updates 0"),
+        ((), {"seed": -1}, "--seed -1"),
+        ((), {"data": "digitz"}, "nearest: digits"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, budgets, changes, words):
+    assert command(tmp_path, *budgets, **changes) == 2
+    heard = capsys.readouterr()
+    assert words in heard.err and heard.err.startswith("error: ") and heard.err.count("\n") == 1
+    assert heard.out == "" and not list(tmp_path.rglob("DONE"))
