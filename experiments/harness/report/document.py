@@ -7,12 +7,16 @@ from types import ModuleType
 from experiments.harness.errors import UserError
 from experiments.harness.identity import folder_name
 from experiments.harness.read import LoadedRun, common_folder, load_runs
-from experiments.harness.report import atari, page, plasticity, sequences
+from experiments.harness.report import atari, page, plasticity, sequences, supervised
 from experiments.harness.report.looks import palette
 from experiments.harness.report.panels import draw, write
 
 # By experiment; all others are reported on as Atari runs are.
-_KINDS: dict[str, ModuleType] = {"plasticity": plasticity, "sequential-atari": sequences}
+_KINDS: dict[str, ModuleType] = {
+    "plasticity": plasticity,
+    "sequential-atari": sequences,
+    **dict.fromkeys(("images", "language"), supervised),
+}
 _DPI = 160
 
 

@@ -1,0 +1,303 @@
+"""Supervised learning as pure functions of a state: what `images` and `language` train.
+
+    learner = make_learner(task, training, make_optimizer)
+    state, loss = jax.jit(learner.update, donate_argnums=0)(jax.jit(learner.init)(key), batch)
+
+`experiments.harness.training` has the loop around them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+import nap
+from experiments.harness.errors import UserError
+from experiments.harness.methods import MATCHING, Method, NapConfig, OptimizerConfig
+from experiments.harness.rivals import RECYCLING, Setting
+from nap.networks import Network, StatefulNetwork
+from nap.paths import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Batches and averages."""
+
+    batch_size: int = 128
+    """Examples (of text: sequences) of an update, on all devices together."""
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after another, their gradients summed: less memory."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is evaluated; 0: the weights themselves are."""
+    evaluations: int = 10
+    """Evaluations on all held-out data, evenly over the run."""
+    log_every: int = 50
+    """Updates between records."""
+
+    @property
+    def part(self) -> int:
+        """Examples that go through the network at once."""
+        return self.batch_size // self.accumulate
+
+
+class Judged(NamedTuple):
+    """What is said of each output of a batch; all of the shape of the batch's weights.
+
+    Attributes:
+        objective: what is minimized: label smoothing and the like included.
+        loss: the cross-entropy, in nats.
+        correct: 1 where the likeliest class is the right one, else 0.
+    """
+
+    objective: Float[Array, "..."]
+    loss: Float[Array, "..."]
+    correct: Float[Array, "..."]
+
+
+class Sums(NamedTuple):
+    """Sums over outputs, each with its weight."""
+
+    weight: Float[Array, ""]
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+
+
+class Task(NamedTuple):
+    """What is learned.
+
+    Attributes:
+        network: maps inputs to outputs.
+        inputs: (batch) -> what the network takes; a batch is a tuple of arrays with a field `weights`.
+        judge: (outputs, batch) -> how good they are.
+    """
+
+    network: StatefulNetwork
+    inputs: Callable[[Any], Any]
+    judge: Callable[[Any, Any], Judged]
+
+
+class State(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+        params: the network's parameters.
+        rest: what else it keeps, such as running statistics.
+        opt_state: the optimizer's state, the projection's radii included.
+        average: moving averages of `params` and `rest`; () where there are none.
+        updates: how many were made.
+        since: sums over the updates since the last measured one.
+    """
+
+    params: PyTree
+    rest: PyTree
+    opt_state: optax.OptState
+    average: tuple[PyTree, PyTree] | tuple[()]
+    updates: Int[Array, ""]
+    since: Sums
+
+
+Update = Callable[[State, Any], tuple[State, Array, dict[str, Array]]]
+"""See `Learner`."""
+
+
+class Learner(NamedTuple):
+    """A learner's functions; none is jitted yet.
+
+    Attributes:
+        init: `init(key)`, a fresh state.
+        update: `update(state, batch)`, the state after one update, the batch's loss before it, and nothing more.
+        measure: `measure(state, batch)`, the same update, the loss, and what is recorded of it and of those since the
+            last measured one: a flat dictionary of scalars.
+        evaluate: `evaluate(params, rest, batch)`, the sums over a batch.
+        forward: `forward(state, batch)`, the network's outputs in training.
+    """
+
+    init: Callable[[jax.Array], State]
+    update: Update
+    measure: Update
+    evaluate: Callable[[PyTree, PyTree, Any], Sums]
+    forward: Callable[[State, Any], Any]
+
+
+def make_learner(
+    task: Task, training: TrainingConfig, make_optimizer: Callable[[jax.Array], optax.GradientTransformation]
+) -> Learner:
+    """A learner.
+
+    With `training.accumulate` = k, part i of a batch has its rows i, i + k, ...; the gradient is that of the mean over
+    the whole batch. BatchNorm takes the statistics of each part.
+
+    Args:
+        task: what is learned.
+        training: how batches are divided, and the average of the weights.
+        make_optimizer: the complete optimizer from a random key, which only its `init` uses.
+    """
+    network, parts = task.network, training.accumulate
+    optimizer = make_optimizer(jax.random.key(0))
+
+    def init(key: jax.Array) -> State:
+        network_key, optimizer_key = jax.random.split(key)
+        params, rest = network.init(network_key)
+        average = jax.tree.map(jnp.copy, (params, rest)) if training.ema else ()
+        opt_state = make_optimizer(optimizer_key).init(params)
+        return State(params, rest, opt_state, average, jnp.zeros([], jnp.int32), _nothing())
+
+    def loss_of(params: PyTree, rest: PyTree, batch: Any, total: Array) -> tuple[Array, tuple[PyTree, Sums]]:
+        outputs, rest = network.train(params, rest, task.inputs(batch))
+        judged = task.judge(outputs, batch)
+        return jnp.sum(batch.weights * judged.objective) / total, (rest, _sums(judged, batch.weights))
+
+    def gradient(state: State, batch: Any) -> tuple[PyTree, PyTree, Sums]:
+        """The gradient of the mean over the whole batch, the new rest, and the sums."""
+        total = jnp.maximum(jnp.sum(batch.weights), 1)
+        slope = jax.grad(loss_of, has_aux=True)
+        if parts == 1:
+            gradients, (rest, sums) = slope(state.params, state.rest, batch, total)
+            return gradients, rest, sums
+
+        def add(carry: tuple[PyTree, PyTree, Sums], part: Any) -> tuple[tuple[PyTree, PyTree, Sums], None]:
+            gradients, rest, sums = carry
+            more, (rest, of_part) = slope(state.params, rest, part, total)
+            return (jax.tree.map(jnp.add, gradients, more), rest, jax.tree.map(jnp.add, sums, of_part)), None
+
+        # Rows are dealt out in turn: so each device has its share of every part where the batch is divided.
+        dealt = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+        start = jax.tree.map(jnp.zeros_like, state.params), state.rest, _nothing()
+        # Convolutions in a rolled loop take many times as long on XLA's CPU backend.
+        return jax.lax.scan(add, start, dealt, unroll=jax.default_backend() == "cpu")[0]
+
+    def step(state: State, batch: Any) -> tuple[State, Array, PyTree]:
+        """The state after an update, the loss, and what was added to the parameters."""
+        gradients, rest, sums = gradient(state, batch)
+        steps, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, steps)
+        average = ()
+        if training.ema:
+            average = _averaged(training.ema, state.updates, state.average, (params, rest))
+            average = (nap.project(average[0], _radii(opt_state)), average[1])
+        since = jax.tree.map(jnp.add, state.since, sums)
+        new = State(params, rest, opt_state, average, state.updates + 1, since)
+        return new, sums.loss / jnp.maximum(sums.weight, 1), steps
+
+    def update(state: State, batch: Any) -> tuple[State, Array, dict[str, Array]]:
+        new, loss, _ = step(state, batch)
+        return new, loss, {}
+
+    def measure(state: State, batch: Any) -> tuple[State, Array, dict[str, Array]]:
+        new, loss, steps = step(state, batch)
+        told = {"loss": new.since.loss / new.since.weight, "accuracy": new.since.correct / new.since.weight}
+        return new._replace(since=_nothing()), loss, told | _measures(steps, state.params)
+
+    def evaluate(params: PyTree, rest: PyTree, batch: Any) -> Sums:
+        return _sums(task.judge(network.evaluate(params, rest, task.inputs(batch)), batch), batch.weights)
+
+    def forward(state: State, batch: Any) -> Any:
+        return network.train(state.params, state.rest, task.inputs(batch))[0]
+
+    return Learner(init, update, measure, evaluate, forward)
+
+
+def evaluated(state: State) -> tuple[PyTree, PyTree]:
+    """The parameters and the rest that are evaluated: their averages, where there are such."""
+    return state.average or (state.params, state.rest)
+
+
+def setting_of(network: StatefulNetwork, key: jax.Array, updates: int) -> Setting:
+    """The run, as `methods.make_optimizer` wants to know it; of the network, how its parameters begin."""
+
+    def unseen(*_: Any) -> Any:
+        raise NotImplementedError("interventions see no activations in supervised training")
+
+    return Setting(Network(lambda key: network.init(key)[0], unseen, unseen, network.readers), key, updates)
+
+
+def check(
+    method: Method,
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    nap_config: NapConfig,
+    lowest: Mapping[str, tuple[float, float]],
+) -> None:
+    """Raises UserError for values that make no sense in a supervised experiment, with the option.
+
+    Args:
+        method: the parts of its name.
+        training: of the run.
+        optimizer: likewise.
+        nap_config: likewise.
+        lowest: what else is checked: values and the least that each can be, by the option's name without dashes.
+    """
+    for name in (*RECYCLING, "plasticity-injection"):
+        if name in method.interventions:
+            raise UserError(f"--method {name}: it needs a plain network's hidden units; take l2-init, or another rival")
+    if optimizer.schedule in MATCHING:
+        raise UserError(f"--schedule {optimizer.schedule}: it is for atari")
+    values = {**vars(training), **vars(optimizer), **vars(nap_config)}
+    ones = ("batch_size", "accumulate", "evaluations", "log_every", "project_every")
+    bounds = {name: (values[name], 1) for name in ones}
+    bounds |= {name: (values[name], 0) for name in ("lr", "lr_end", "optimizer_epsilon", "clip")}
+    for name, (value, least) in {**bounds, **lowest}.items():
+        if not least <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least {least}, and finite")
+    for name in ("ema", "adam_b1", "adam_b2"):
+        if not 0 <= values[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
+    if training.batch_size % training.accumulate:
+        near = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
+        nearest = min(near, key=lambda n: abs(n - training.accumulate))
+        raise UserError(
+            f"--accumulate {training.accumulate}: it must divide the batch of {training.batch_size}; the nearest is "
+            f"{nearest}"
+        )
+
+
+def _nothing() -> Sums:
+    return Sums(*(jnp.zeros([], jnp.float32) for _ in range(3)))
+
+
+def _sums(judged: Judged, weights: Array) -> Sums:
+    # A loss that does not count may be infinite.
+    loss = jnp.where(weights > 0, weights * judged.loss, 0)
+    return Sums(jnp.sum(weights), jnp.sum(loss), jnp.sum(weights * judged.correct))
+
+
+def _averaged(decay: float, updates: Array, average: PyTree, new: PyTree) -> PyTree:
+    """The moving average. Its decay rises to the one asked for, else the initial weights would long be in it."""
+    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda old, now: (kept * old + (1 - kept) * now).astype(old.dtype), average, new)
+
+
+def _radii(opt_state: optax.OptState) -> nap.projection.Norms:
+    """The norms that weights are projected to; none where they are not."""
+    found = jax.tree.leaves(opt_state, is_leaf=_is_projection)
+    return next((node.target_norms for node in found if _is_projection(node)), {})
+
+
+def _is_projection(node: Any) -> bool:
+    return isinstance(node, nap.ProjectionState)
+
+
+def _measures(steps: PyTree, params: PyTree) -> dict[str, Array]:
+    """Norms and effective learning rates, layer by layer; stacked layers under the names they have in a row."""
+    measured = {}
+    for path, rates in nap.effective_learning_rates(steps, params, nap.roles(params)).items():
+        for name, value in zip(("weight_norm", "update_norm", "elr", "angle"), rates, strict=True):
+            for layer, of_layer in _unstacked(path.removesuffix("/kernel"), value):
+                measured[f"{name}/{layer}"] = of_layer
+    return measured
+
+
+def _unstacked(layer: str, value: Array) -> Iterator[tuple[str, Array]]:
+    if not value.ndim:
+        yield layer, value
+        return
+    stack, _, inside = layer.partition("/")
+    for i in range(value.shape[0]):
+        yield f"{stack}/{i}/{inside}", value[i]

@@ -1,0 +1,231 @@
+"""The loop of supervised training: batches in, records, evaluations and checkpoints out.
+
+The order of the data is a function of the seed and of a position that the checkpoint holds. So a run that is killed at
+any update and resumed equals the uninterrupted one, bit for bit on one device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from envs.loaders import Loader
+from experiments.harness.command_line import DeviceOptions
+from experiments.harness.errors import UserError
+from experiments.harness.mesh import (
+    batch_of,
+    check_divisible,
+    data_parallel,
+    fully_sharded,
+    make_mesh,
+    on_every_device,
+)
+from experiments.harness.run import Run
+from experiments.harness.supervised import Learner, State, Sums, TrainingConfig, Update, evaluated
+from experiments.harness.utilisation import measured_peak, training_flops
+from nap.paths import PyTree
+
+SAVE_SECONDS = 300.0
+"""A checkpoint is written when this long has passed since the last one."""
+_PROFILED = range(10, 15)
+"""The updates of this process that `--profile` shows: after compilation, and few, as a trace is large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(DeviceOptions):
+    """What a supervised experiment takes beside its configuration; it changes results by rounding at most."""
+
+    shard: bool = False
+    """Divide parameters and optimizer state over the devices too (FSDP), instead of a copy on each."""
+    profile: Path | None = None
+    """Write a trace of this process's updates 11 to 15 into this folder, for TensorBoard or Perfetto."""
+
+
+class Data(NamedTuple):
+    """What is read.
+
+    Attributes:
+        train: batches without an end.
+        held_out: one pass; with weights, so that each example counts once.
+        unit: what a batch's weights count: "examples" or "tokens".
+    """
+
+    train: Loader
+    held_out: Loader
+    unit: str
+
+
+class Compiled(NamedTuple):
+    """A learner compiled for the devices it runs on.
+
+    Attributes:
+        init, update, measure, evaluate: those of `Learner`; the state that is given is used up.
+        place: (a batch as it was read) -> the batch, where it is needed.
+        devices: how many there are.
+    """
+
+    init: Callable[[jax.Array], State]
+    update: Update
+    measure: Update
+    evaluate: Callable[[PyTree, PyTree, Any], Sums]
+    place: Callable[[Any], Any]
+    devices: int
+
+
+def compiled(learner: Learner, training: TrainingConfig, options: TrainingOptions) -> Compiled:
+    """The learner, jitted for the devices that the options ask for.
+
+    Raises:
+        UserError: there are not so many, or they can't share each part of a batch evenly.
+    """
+    init, update, measure, place = jax.jit(learner.init), learner.update, learner.measure, _as_read
+    if options.devices == 1 and options.shard:
+        raise UserError("--shard divides the state over the devices, and --devices is 1")
+    if options.devices != 1:
+        mesh = make_mesh(options.devices)
+        check_divisible("--batch-size / --accumulate", training.part, mesh)
+        init, lies = on_every_device(learner.init, mesh), None
+        if options.shard:
+            lies = fully_sharded(jax.eval_shape(learner.init, jax.random.key(0)), mesh)
+            init = jax.jit(learner.init, out_shardings=lies)
+        update, measure = (data_parallel(function, mesh, lies) for function in (update, measure))
+        place = functools.partial(batch_of, mesh=mesh)
+    update, measure = (jax.jit(function, donate_argnums=0) for function in (update, measure))
+    return Compiled(init, update, measure, jax.jit(learner.evaluate), place, options.devices)
+
+
+def evaluate(functions: Compiled, state: State, held_out: Loader) -> dict[str, float]:
+    """Loss and accuracy over all held-out data: every example, or token, counts once."""
+    params, rest = evaluated(state)
+    totals = np.zeros(3)
+    with contextlib.closing(held_out.batches(held_out.start)) as batches:
+        for batch, _ in batches:
+            totals += np.asarray(jax.device_get(functions.evaluate(params, rest, functions.place(batch))), np.float64)
+    return {"eval/loss": float(totals[1] / totals[0]), "eval/accuracy": float(totals[2] / totals[0])}
+
+
+def train(
+    opened: Run,
+    learner: Learner,
+    data: Data,
+    training: TrainingConfig,
+    options: TrainingOptions,
+    *,
+    updates: int,
+    seed: int,
+    rate: optax.Schedule,
+    dtype: str,
+) -> tuple[State, dict[str, float]]:
+    """Trains from the beginning, or from where the run was left, to the end; the caller finishes the run.
+
+    Args:
+        opened: the run.
+        learner: what is trained.
+        data: what on.
+        training: its configuration.
+        options: devices, and the trace.
+        updates: length of the run.
+        seed: of the initial weights.
+        rate: the learning rate, to be recorded.
+        dtype: what is computed in, for the peak that the utilisation is a share of.
+
+    Returns:
+        The last state, and the last evaluation.
+    """
+    functions = compiled(learner, training, options)
+    evaluate_every = max(1, -(-updates // training.evaluations))
+    fresh = functions.init(jax.random.key(seed)), np.array(data.train.start, np.int64), np.full(2, np.nan)
+    done, (state, position, last) = opened.restore(fresh)
+    del fresh
+    meter = _Meter(learner, functions.devices, dtype)
+    last_save, first, loss = time.monotonic(), done, None
+    with (
+        contextlib.closing(data.train.batches(tuple(map(int, position)))) as batches,
+        contextlib.ExitStack() as profile,
+    ):
+        while done < updates:
+            if options.profile is not None and done - first == _PROFILED.start:
+                profile.enter_context(jax.profiler.trace(options.profile))
+            batch, position = next(batches)
+            # The first one is recorded alone: norms are drawn relative to it.
+            recorded = done == 0 or (done + 1) % training.log_every == 0 or done + 1 == updates
+            step, before = functions.measure if recorded else functions.update, loss
+            state, loss, told = step(state, functions.place(batch))
+            jax.block_until_ready(before)  # one update ahead of the device, and no more: each batch takes its memory
+            done += 1
+            meter.add(state, batch)
+            if done - first == _PROFILED.stop:
+                jax.block_until_ready(loss)
+                profile.close()
+            if recorded:
+                row = {"phase": "train", **_place(done, data), "learning_rate": np.asarray(rate(done - 1))}
+                opened.record({**row, **jax.device_get(told)})
+                opened.check_finite("loss", told["loss"], updates=done)
+                speed = meter.speed(data.unit)
+                if speed:
+                    opened.record_timing({"updates": done, **speed})
+                shown = {name.replace("_per_second", "/s"): value for name, value in speed.items()}
+                opened.progress.update(updates=done, loss=float(told["loss"]), **shown)
+            if done % evaluate_every == 0 or done == updates:
+                found = evaluate(functions, state, data.held_out)
+                opened.record({"phase": "eval", **_place(done, data), **found})
+                opened.check_finite("held-out loss", found["eval/loss"], updates=done)
+                last = np.array(list(found.values()))
+                meter.restart()
+            if done == updates or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+                opened.check_finite("loss", loss, updates=done)
+                opened.save(done, (state, np.array(position, np.int64), last))
+                last_save = time.monotonic()
+                meter.restart()
+            opened.check_interrupted()
+    return state, dict(zip(("eval/loss", "eval/accuracy"), map(float, last), strict=True))
+
+
+class _Meter:
+    """How fast training is, evaluations and saving left out."""
+
+    def __init__(self, learner: Learner, devices: int, dtype: str) -> None:
+        self._learner, self._devices, self._dtype = learner, devices, dtype
+        self._flops: float | None = None
+        self._compiling = 2  # as many records come first
+        self.restart()
+
+    def add(self, state: State, batch: Any) -> None:
+        """Counts a batch."""
+        self._weight += float(batch.weights.sum())
+        self._batches += 1
+        if self._flops is None:
+            self._flops = training_flops(self._learner.forward, state, batch)
+
+    def speed(self, unit: str) -> dict[str, float]:
+        """What a record says since the last one; nothing while something was compiled. The device must be idle."""
+        seconds, weight, batches = time.monotonic() - self._started, self._weight, self._batches
+        self._compiling = max(0, self._compiling - 1)
+        self.restart()
+        if self._compiling or not batches or self._flops is None:
+            return {}
+        used = self._flops * batches / seconds / (self._devices * measured_peak(self._dtype))
+        self.restart()  # the peak may have been measured just now
+        return {f"{unit}_per_second": weight / seconds, "utilisation": used}
+
+    def restart(self) -> None:
+        """Begins a new stretch."""
+        self._started, self._weight, self._batches = time.monotonic(), 0.0, 0
+
+
+def _as_read(batch: Any) -> Any:
+    return batch
+
+
+def _place(done: int, data: Data) -> dict[str, float]:
+    epochs = data.train.steps_per_epoch
+    return {"updates": done, **({"epochs": done / epochs} if epochs else {})}

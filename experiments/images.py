@@ -1,0 +1,288 @@
+"""ResNets on labelled images: does Normalize-and-Project cost anything where nothing changes?
+
+`--method none` is the network as published, with BatchNorm; `layernorm` normalizes by LayerNorm and leaves the weights
+free; `nap` projects them too. Held-out loss and accuracy are recorded beside weight norms and effective learning rates.
+(After Normalize-and-Project, arXiv 2407.01800, table 1.)
+
+L2 regularization, which a baseline usually has, is a rival: `--method none+l2 --l2-strength 5e-4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs.datasets import default_name, load
+from envs.loaders import (
+    PUBLISHED,
+    ImageBatch,
+    held_out_image_files,
+    held_out_images,
+    load_image_files,
+    normalize,
+    statistics,
+    training_image_files,
+    training_images,
+)
+from experiments import harness
+from experiments.harness.grid import with_options
+from experiments.harness.methods import (
+    NapConfig,
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import RivalsConfig
+from experiments.harness.supervised import Judged, Task, TrainingConfig, check, make_learner, setting_of
+from experiments.harness.training import Data, TrainingOptions, train
+from nap.layers import ConvNorm
+from nap.networks import StatefulNetwork, as_stateful_functions
+from nap.networks.resnet import ResNet, resnet_18, resnet_50
+
+NETWORKS: Mapping[str, Callable[..., ResNet]] = MappingProxyType(
+    {
+        "resnet-8": functools.partial(ResNet, blocks=(1, 1, 1), width=16),
+        "resnet-18": resnet_18,
+        "resnet-50": resnet_50,
+    }
+)
+CROPPED = ("cifar10", "cifar100")
+"""The data sets whose images are cropped and mirrored for training where `--augmentation auto` decides."""
+FILES = "imagenet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Images, a network and a method."""
+
+    data: str = ""
+    """fashion-mnist, mnist, digits, cifar10, cifar100; a file .npz; imagenet, or a folder of image files; if not given,
+    fashion-mnist where it is, else digits. `python -m experiments datasets` tells what is there."""
+    network: str = "resnet-8"
+    """resnet-8 (three stages of one block, 16 to 64 channels), resnet-18, resnet-50."""
+    method: str = "nap"
+    """none: the network with BatchNorm; layernorm, rmsnorm: with that instead; nap: that, and projection. With
+    interventions joined by +: none+l2, nap+l2-init."""
+    seed: int = 0
+    """The first seed. Seed, options and data determine a run."""
+    updates: int = 2_000
+    """Length of the run."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
+    augmentation: Literal["auto", "none", "crop-and-flip"] = "auto"
+    """crop-and-flip: crops out of 4 black pixels around the image, half of them mirrored; auto: for cifar only. Image
+    files always have crops of all shapes."""
+    image_size: int = 224
+    """Rows and columns of image files once they are cropped."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; weights are float32."""
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig("momentum", lr=0.1, schedule="warmup-cosine", lr_end=0.0, clip=0.0)
+    )
+    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(TrainingOptions):
+    """What the experiment takes beside its configuration."""
+
+    workers: int = 0
+    """Processes that decode image files, about one a core; 0: this one decodes."""
+
+
+PRESETS = {
+    "default": Config(),
+    "quick": Config(updates=400, training=TrainingConfig(batch_size=64, evaluations=4, log_every=20)),
+    "cifar10": Config(
+        data="cifar10", network="resnet-18", updates=78_200, training=TrainingConfig(evaluations=50, log_every=100)
+    ),
+    "imagenet": Config(
+        data=FILES,
+        network="resnet-50",
+        updates=112_600,
+        label_smoothing=0.1,
+        dtype="bfloat16",
+        training=TrainingConfig(batch_size=1024, evaluations=30, log_every=100),
+        optimizer=OptimizerConfig("momentum", lr=0.4, schedule="warmup-cosine", lr_end=0.0, clip=0.0),
+    ),
+}
+"""quick: minutes on two cores. cifar10: 200 epochs. imagenet: 90 epochs, its learning rate 0.1 for each 256 images of a
+batch (Goyal et al., 2017)."""
+
+
+class Loaded(NamedTuple):
+    """Images that are there.
+
+    Attributes:
+        data: the batches.
+        task: (network) -> what is learned.
+        classes: how many there are.
+        channels: of an image.
+    """
+
+    data: Data
+    task: Callable[[StatefulNetwork], Task]
+    classes: int
+    channels: int
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit code."""
+    return harness.run_command(
+        run, Config, argv, name="images", description=__doc__, presets=PRESETS, options_type=Options
+    )
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """A command for each seed of a command line. Raises harness.UserError."""
+    config, options = harness.parse_command(
+        Config, argv, name="images", description=__doc__, presets=PRESETS, options_type=Options
+    )
+    config = resolve(config)
+    seeds = range(config.seed, config.seed + options.seeds)
+    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    return [
+        harness.Job(
+            ("images", *with_options(argv, {"--seeds": None, "--seed": one.seed})),
+            (harness.run_folder("images", one, out=options.out, label=_label(one)),),
+        )
+        for one in ones
+    ]
+
+
+def run(config: Config, options: Options) -> Path:
+    """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
+    config = resolve(config)
+    harness.enable_compilation_cache()
+    method = parse_method(config.method)
+    loaded = load_images(config, options)
+    network = network_of(config, loaded)
+
+    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+        setting = setting_of(network, key, config.updates)
+        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
+
+    with harness.open_run(
+        "images",
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=config.updates,
+        unit="updates",
+    ) as opened:
+        if not opened.done:
+            _, last = train(
+                opened,
+                make_learner(loaded.task(network), config.training, optimizer),
+                loaded.data,
+                config.training,
+                options,
+                updates=config.updates,
+                seed=config.seed,
+                rate=learning_rate(config.optimizer, config.updates),
+                dtype=config.dtype,
+            )
+            opened.finish({"updates": config.updates, **last})
+        print(opened.folder, *(f"{name} {value:.4g}" for name, value in opened.summary.items()))
+        return opened.folder
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with what it leaves open filled in.
+
+    Raises:
+        harness.UserError: a value that makes no sense, with the option.
+    """
+    if config.network not in NETWORKS:
+        raise harness.unknown("a network", config.network, NETWORKS)
+    check(
+        parse_method(config.method),
+        config.training,
+        config.optimizer,
+        config.nap,
+        {"updates": (config.updates, 1), "seed": (config.seed, 0), "image_size": (config.image_size, 8)},
+    )
+    if not 0 <= config.label_smoothing < 1:
+        raise harness.UserError(f"--label-smoothing {config.label_smoothing}: it must be at least 0 and below 1")
+    learning_rate(config.optimizer, config.updates)
+    data = config.data or default_name()
+    cropped = "crop-and-flip" if data in CROPPED else "none"
+    augmentation = cropped if config.augmentation == "auto" else config.augmentation
+    return dataclasses.replace(config, data=data, augmentation=augmentation)
+
+
+def network_of(config: Config, loaded: Loaded) -> StatefulNetwork:
+    """The network, as the method trains it. Raises harness.UserError for an activation that does not fit."""
+    method = parse_method(config.method)
+    norm: ConvNorm = "batch" if method.base == "none" else norm_of(method, config.nap)
+    try:
+        return as_stateful_functions(
+            lambda rngs: NETWORKS[config.network](
+                loaded.classes,
+                channels=loaded.channels,
+                stem="imagenet" if _is_files(config) else "cifar",
+                norm=norm,
+                activation=method.activation,
+                dtype=jnp.dtype(config.dtype),
+                rngs=rngs,
+            )
+        )
+    except ValueError as error:
+        raise harness.UserError(f"--method {config.method}: {error}") from None
+
+
+def load_images(config: Config, options: Options) -> Loaded:
+    """The images of a resolved configuration. Raises harness.UserError where they are not there, or damaged."""
+    batch_size, part = config.training.batch_size, config.training.part
+    try:
+        if _is_files(config):
+            files = load_image_files(None if config.data == FILES else Path(config.data))
+            how: dict[str, Any] = {"workers": options.workers, "size": config.image_size}
+            train_loader = training_image_files(files.train, batch_size, seed=config.seed, **how)
+            held_out = held_out_image_files(files.held_out, part, **how)
+            classes, channels, constants = files.classes, 3, PUBLISHED[FILES]
+        else:
+            dataset = load(config.data)
+            augment = config.augmentation == "crop-and-flip"
+            train_loader = training_images(dataset, batch_size, seed=config.seed, augment=augment)
+            held_out = held_out_images(dataset, part)
+            classes, channels, constants = dataset.classes, dataset.images.shape[-1], statistics(dataset)
+    except ValueError as error:
+        raise harness.UserError(f"--data {config.data}: {error}") from None
+
+    def task(network: StatefulNetwork) -> Task:
+        judging = functools.partial(judge, smoothing=config.label_smoothing)
+        return Task(network, lambda batch: normalize(batch.images, constants), judging)
+
+    return Loaded(Data(train_loader, held_out, "examples"), task, classes, channels)
+
+
+def judge(logits: jax.Array, batch: ImageBatch, *, smoothing: float = 0.0) -> Judged:
+    """Cross-entropy and correctness of each image; `smoothing` of the label is spread over all classes."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+    return Judged((1 - smoothing) * loss + smoothing * spread, loss, correct)
+
+
+def _is_files(config: Config) -> bool:
+    """Whether images are files that are decoded as they are needed."""
+    return config.data == FILES or Path(config.data).is_dir()
+
+
+def _label(config: Config) -> str:
+    return f"{Path(config.data).stem}-{config.network}-{config.method}-seed{config.seed}"

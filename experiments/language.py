@@ -1,0 +1,370 @@
+"""A decoder-only transformer on text: does Normalize-and-Project cost anything where nothing changes?
+
+`--method none` normalizes what attention and MLP read, as usual (pre-LN); `layernorm` and `rmsnorm` normalize before
+every nonlinearity and what is written onto the stream, and leave the weights free; `nap` projects them too. Held-out
+loss and accuracy, each per token, are recorded beside weight norms and effective learning rates; `--choices` scores
+questions with choices at the end, zero-shot. (After Normalize-and-Project, arXiv 2407.01800, table 1.)
+
+L2 regularization is a rival: `--method none+l2 --l2-strength 1e-4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs.loaders import (
+    Loader,
+    TextBatch,
+    Tokenizer,
+    byte_tokenizer,
+    fingerprint,
+    first_documents,
+    held_out_sequences,
+    load_bpe,
+    load_text,
+    open_stream,
+    tokenize,
+    train_bpe,
+    training_sequences,
+    training_stream,
+)
+from experiments import harness
+from experiments.harness.choices import Choices, load_choices, score
+from experiments.harness.grid import with_options
+from experiments.harness.methods import (
+    NapConfig,
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    norm_of,
+    parse_method,
+)
+from experiments.harness.rivals import RivalsConfig
+from experiments.harness.supervised import Judged, Task, TrainingConfig, check, evaluated, make_learner, setting_of
+from experiments.harness.training import Data, TrainingOptions, train
+from nap.networks import StatefulNetwork, as_stateful_functions
+from nap.networks.attention import AttentionKernel
+from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
+
+TOKENIZER_DOCUMENTS = 20_000
+"""Of a stream: so many of its first documents a tokenizer is trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The transformer; see `nap.networks.transformer`."""
+
+    layers: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Heads of attention, which divide the width."""
+    width: int = 128
+    """Features of the residual stream."""
+    mlp: MLPKind = "gelu"
+    """What is between the two matrices of an MLP."""
+    mlp_factor: float = 4.0
+    """Units of an MLP, as a multiple of the width."""
+    positions: Positions = "rotary"
+    """rotary, or a learned embedding of each."""
+    tied: bool = False
+    """The embedding is the output layer as well."""
+    qk_norm: Literal["auto", "yes", "no"] = "auto"
+    """Normalize queries and keys; auto: for every method but none."""
+    attention: AttentionKernel = "xla"
+    """cudnn: flash attention on NVIDIA GPUs, in bfloat16."""
+    remat: bool = False
+    """Compute each block again in the backward pass, instead of keeping its activations."""
+    scan_layers: bool = False
+    """Run the blocks in a loop: they compile once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Text, a transformer and a method."""
+
+    text: str = "stdlib"
+    """A file or folder of .txt, .md, .py, .jsonl or .parquet; stdlib: Python's own library."""
+    held_out: str = ""
+    """Another file or folder to evaluate on; if not given, a tenth of the documents."""
+    streamed: str = ""
+    """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder that has one."""
+    vocabulary: int = 0
+    """Tokens of a vocabulary of byte pairs, learned from the text to train on; 0: bytes."""
+    tokenizer: str = ""
+    """A tokenizer.json, instead."""
+    sequence: int = 256
+    """Tokens of a sequence."""
+    evaluation_tokens: int = 0
+    """At most so many held-out tokens are evaluated on; 0: all. Of a stream, a document is read for each 64 of them."""
+    choices: tuple[str, ...] = ()
+    """Questions to score at the end: piqa, siqa, lambada, each from $NAP_DATA or from a file: piqa=valid.jsonl."""
+    method: str = "nap"
+    """none: pre-LN; layernorm, rmsnorm: a normalization before every nonlinearity and write; nap: that, and projection.
+    With interventions joined by +: none+l2, nap+l2-init."""
+    seed: int = 0
+    """The first seed. Seed, options and data determine a run."""
+    updates: int = 5_000
+    """Length of the run."""
+    z_loss: float = 0.0
+    """Weight of (log Z)^2, which keeps the logits from drifting; 1e-4 is usual."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; weights are float32."""
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=lambda: TrainingConfig(batch_size=32))
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(
+            "adam", lr=3e-3, schedule="warmup-cosine", lr_end=0.01, optimizer_epsilon=1e-8, adam_b2=0.95, clip=1.0
+        )
+    )
+    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
+
+
+PRESETS = {
+    "default": Config(),
+    "quick": Config(
+        sequence=128,
+        evaluation_tokens=65_536,
+        updates=600,
+        network=NetworkConfig(layers=2, width=64),
+        training=TrainingConfig(batch_size=16, evaluations=4, log_every=20),
+    ),
+    "small": Config(
+        streamed="c4",
+        vocabulary=32_000,
+        sequence=1024,
+        evaluation_tokens=4_000_000,
+        updates=20_000,
+        z_loss=1e-4,
+        dtype="bfloat16",
+        network=NetworkConfig(layers=12, heads=12, width=768, tied=True, attention="cudnn", scan_layers=True),
+        training=TrainingConfig(batch_size=128, accumulate=4, evaluations=20, log_every=50),
+        optimizer=OptimizerConfig(
+            "adam", lr=3e-3, schedule="warmup-cosine", lr_end=0.01, optimizer_epsilon=1e-8, adam_b2=0.95, clip=1.0
+        ),
+    ),
+}
+"""quick: minutes on two cores. small: 110 million parameters and 2.6 billion tokens of C4, for a GPU."""
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit code."""
+    return harness.run_command(
+        run, Config, argv, name="language", description=__doc__, presets=PRESETS, options_type=TrainingOptions
+    )
+
+
+def plan(argv: list[str]) -> list[harness.Job]:
+    """A command for each seed of a command line. Raises harness.UserError."""
+    config, options = harness.parse_command(
+        Config, argv, name="language", description=__doc__, presets=PRESETS, options_type=TrainingOptions
+    )
+    config = resolve(config)
+    seeds = range(config.seed, config.seed + options.seeds)
+    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    return [
+        harness.Job(
+            ("language", *with_options(argv, {"--seeds": None, "--seed": one.seed})),
+            (harness.run_folder("language", one, out=options.out, label=_label(one)),),
+        )
+        for one in ones
+    ]
+
+
+def run(config: Config, options: TrainingOptions) -> Path:
+    """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
+    config = resolve(config)
+    harness.enable_compilation_cache()
+    method = parse_method(config.method)
+    text = load(config, options)
+    network = network_of(config, text.tokenizer.vocabulary)
+    task = Task(network, lambda batch: batch.inputs, lambda logits, batch: judge(logits, batch, z_loss=config.z_loss))
+
+    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+        setting = setting_of(network, key, config.updates)
+        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
+
+    with harness.open_run(
+        "language",
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=_label(config),
+        total=config.updates,
+        unit="updates",
+    ) as opened:
+        if not opened.done:
+            state, last = train(
+                opened,
+                make_learner(task, config.training, optimizer),
+                text.data,
+                config.training,
+                options,
+                updates=config.updates,
+                seed=config.seed,
+                rate=learning_rate(config.optimizer, config.updates),
+                dtype=config.dtype,
+            )
+            logits = jax.jit(network.evaluate)
+            scored = {
+                f"{choices.form}/{name}": value
+                for choices in text.choices
+                for name, value in score(
+                    lambda tokens: logits(*evaluated(state), tokens), choices.questions, text.tokenizer, config.sequence
+                ).items()
+            }
+            if scored:
+                opened.record({"phase": "choices", "updates": config.updates, **scored})
+            opened.finish({"updates": config.updates, **last, **scored, "held_out_text": text.fingerprint})
+        numbers = {name: value for name, value in opened.summary.items() if not isinstance(value, str)}
+        print(opened.folder, *(f"{name} {value:.4g}" for name, value in numbers.items()))
+        return opened.folder
+
+
+class Text(NamedTuple):
+    """Text that is there.
+
+    Attributes:
+        data: the batches.
+        tokenizer: of the text.
+        fingerprint: of the held-out documents: runs of different ones can't be compared.
+        choices: the questions to score.
+    """
+
+    data: Data
+    tokenizer: Tokenizer
+    fingerprint: str
+    choices: list[Choices]
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with what it leaves open filled in.
+
+    Raises:
+        harness.UserError: a value that makes no sense, with the option.
+    """
+    method, network = parse_method(config.method), config.network
+    if method.activation != "relu":
+        raise harness.UserError(f"--method {config.method}: the activation of a transformer is --mlp")
+    check(
+        method,
+        config.training,
+        config.optimizer,
+        config.nap,
+        {
+            "updates": (config.updates, 1),
+            "seed": (config.seed, 0),
+            "sequence": (config.sequence, 1),
+            "evaluation_tokens": (config.evaluation_tokens, 0),
+            "vocabulary": (config.vocabulary, 0),
+            "z_loss": (config.z_loss, 0),
+        },
+    )
+    if config.vocabulary and config.tokenizer:
+        raise harness.UserError("--vocabulary learns a tokenizer, and --tokenizer brings one: give one of them")
+    if config.streamed and config.held_out:
+        raise harness.UserError("--held-out goes with --text; a stream has a validation split")
+    if config.streamed and not config.evaluation_tokens:
+        raise harness.UserError("--evaluation-tokens 0: a stream's validation split has no end; give a number")
+    learning_rate(config.optimizer, config.updates)
+    qk_norm = "no" if method.base == "none" else "yes"
+    # Of GELU and SwiGLU scale and offset are no free choice of units: projecting them would constrain the function.
+    affine = "project" if network.mlp == "squared-relu" else "regularize"
+    resolved = dataclasses.replace(
+        config,
+        network=dataclasses.replace(network, qk_norm=qk_norm if network.qk_norm == "auto" else network.qk_norm),
+        nap=dataclasses.replace(config.nap, affine=affine if config.nap.affine == "auto" else config.nap.affine),
+    )
+    jax.eval_shape(network_of(resolved, 257).init, jax.random.key(0))
+    return resolved
+
+
+def network_of(config: Config, vocabulary: int) -> StatefulNetwork:
+    """The transformer of a resolved configuration, as the method trains it.
+
+    Raises:
+        harness.UserError: sizes that do not fit.
+    """
+    method, sizes = parse_method(config.method), vars(config.network)
+    plain = method.base == "none"
+    norm = config.nap.norm if plain else norm_of(method, config.nap)
+    try:
+        return as_stateful_functions(
+            lambda rngs: Transformer(
+                vocabulary,
+                **{**sizes, "qk_norm": sizes["qk_norm"] == "yes"},
+                context=config.sequence,
+                norm="rms" if norm == "rms" else "layer",
+                placement="pre" if plain else "every",
+                dtype=jnp.dtype(config.dtype),
+                rngs=rngs,
+            )
+        )
+    except ValueError as error:
+        raise harness.UserError(f"the network: {error}") from None
+
+
+def load(config: Config, options: TrainingOptions) -> Text:
+    """The text of a resolved configuration, tokenized. Raises harness.UserError where it is not there, or damaged."""
+    choices = load_choices(config.choices)
+    make_loaders = _streamed if config.streamed else _in_memory
+    try:
+        data, tokenizer, held_out = make_loaders(config, options)
+    except ValueError as error:
+        raise harness.UserError(f"--{'streamed' if config.streamed else 'text'}: {error}") from None
+    return Text(data, tokenizer, fingerprint(held_out), choices)
+
+
+def _in_memory(config: Config, options: TrainingOptions) -> tuple[Data, Tokenizer, Sequence[str]]:
+    corpus = load_text(config.text, held_out=config.held_out or None)
+    tokenizer = _tokenizer(config, options, corpus.documents)
+    tokens = tokenize(corpus.documents, tokenizer)
+    train_loader = training_sequences(tokens, config.sequence, config.training.batch_size, seed=config.seed)
+    return _with_held_out(config, tokenizer, train_loader, corpus.held_out), tokenizer, corpus.held_out
+
+
+def _streamed(config: Config, options: TrainingOptions) -> tuple[Data, Tokenizer, Sequence[str]]:
+    stream = open_stream(config.streamed)
+    needed = first_documents(stream, TOKENIZER_DOCUMENTS) if config.vocabulary else ()
+    tokenizer = _tokenizer(config, options, needed)
+    train_loader = training_stream(stream, tokenizer, config.sequence, config.training.batch_size, seed=config.seed)
+    # A document is seldom shorter than 64 tokens.
+    held_out = first_documents(open_stream(config.streamed, "validation"), -(-config.evaluation_tokens // 64))
+    return _with_held_out(config, tokenizer, train_loader, held_out), tokenizer, held_out
+
+
+def _with_held_out(config: Config, tokenizer: Tokenizer, train_loader: Loader, documents: Sequence[str]) -> Data:
+    tokens = tokenize(documents, tokenizer)
+    if config.evaluation_tokens:
+        tokens = tokens[: config.evaluation_tokens + 1]
+    return Data(train_loader, held_out_sequences(tokens, config.sequence, config.training.part), "tokens")
+
+
+def _tokenizer(config: Config, options: TrainingOptions, documents: Sequence[str]) -> Tokenizer:
+    """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them."""
+    if config.tokenizer:
+        return load_bpe(Path(config.tokenizer))
+    if not config.vocabulary:
+        return byte_tokenizer()
+    path = options.out / "tokenizers" / f"{config.vocabulary}-{fingerprint(documents)[:8]}.json"
+    return load_bpe(path) if path.is_file() else train_bpe(documents, config.vocabulary, path)
+
+
+def judge(logits: jax.Array, batch: TextBatch, *, z_loss: float = 0.0) -> Judged:
+    """Cross-entropy and correctness of each token; `z_loss` is a part of what is minimized, and not of the loss."""
+    targets = jnp.asarray(batch.targets)
+    loss, objective = cross_entropy(logits, targets), cross_entropy(logits, targets, z_loss=z_loss)
+    return Judged(objective, loss, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32))
+
+
+def _label(config: Config) -> str:
+    source = Path(config.streamed or config.text).name
+    return f"{source}-{config.network.layers}x{config.network.width}-{config.method}-seed{config.seed}"

@@ -1,0 +1,143 @@
+"""`python -m experiments images` from end to end on tiny runs: records, exact resume, methods, bad input."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from envs.loaders import ImageBatch
+from experiments import images
+from experiments.harness import training
+from experiments.harness.run import Run
+from nap import paths
+
+# 20 images to train on and 6 held out, in batches of 4: epochs end within a batch, and the last held-out one is filled.
+TINY = {"--updates": "8", "--batch-size": "4", "--evaluations": "2", "--log-every": "3", "--lr": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("data") / "stripes.npz"
+    labels, test_labels = np.arange(20) % 3, np.arange(6) % 3
+    pictures = [rng.integers(0, 256, (len(of), 8, 8, 1)).astype(np.uint8) for of in (labels, test_labels)]
+    np.savez(file, x_train=pictures[0], y_train=labels, x_test=pictures[1], y_test=test_labels)
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    """A network that compiles at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = lambda outputs, **given: images.ResNet(outputs, blocks=(1,), width=4, **given)  # noqa: E731
+        patch.setattr(images, "NETWORKS", {"resnet-8": tiny})
+        yield
+
+
+def command(data: Path, out: Path, *arguments: str) -> int:
+    words = [word for option in TINY.items() if option[0] not in arguments for word in option]
+    return images.main(["--data", str(data), *words, *arguments, "--out", str(out)])
+
+
+def folder_in(out: Path) -> Path:
+    (folder,) = (path.parent for path in out.rglob("config.json"))
+    return folder
+
+
+def rows(folder: Path, phase: str) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["phase"] == phase]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """The folder of a finished run of NaP."""
+    out = tmp_path_factory.mktemp("finished")
+    assert command(data, out, "--ema", "0.9", "--accumulate", "2", "--augmentation", "crop-and-flip") == 0
+    return folder_in(out)
+
+
+def test_what_a_run_records(finished):
+    train, evaluation = rows(finished, "train"), rows(finished, "eval")
+    assert [row["updates"] for row in train] == [1, 3, 6, 8]
+    assert [row["updates"] for row in evaluation] == [4, 8]
+    assert [row["epochs"] for row in evaluation] == [0.8, 1.6]
+    for layer in ("stem", "blocks/0/layers/0", "blocks/0/layers/1"):
+        norms = [row[f"weight_norm/{layer}"] for row in train]
+        np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+    assert train[-1]["elr/output"] > 0
+    assert all(row["eval/accuracy"] * 6 == pytest.approx(round(row["eval/accuracy"] * 6)) for row in evaluation)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary == {"updates": 8, **{name: evaluation[-1][name] for name in ("eval/loss", "eval/accuracy")}}
+
+
+def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, tmp_path, monkeypatch):
+    arguments = ("--ema", "0.9", "--accumulate", "2", "--augmentation", "crop-and-flip")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        save = Run.save
+
+        def save_and_die(run: Run, done: int, state) -> None:
+            save(run, done, state)
+            if done == 7:  # within the second epoch, and between records
+                raise KeyboardInterrupt
+
+        patch.setattr(Run, "save", save_and_die)
+        assert command(data, tmp_path, *arguments) == 130
+    assert not (folder_in(tmp_path) / "DONE").exists()
+    assert command(data, tmp_path, *arguments) == 0
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
+
+
+def test_the_baseline_has_batch_norm_and_free_weights(data, tmp_path):
+    assert command(data, tmp_path, "--method", "none+l2", "--lr", "0.5", "--label-smoothing", "0.1") == 0
+    norms = [row["weight_norm/stem"] for row in rows(folder_in(tmp_path), "train")]
+    assert abs(norms[-1] / norms[0] - 1) > 1e-3
+    config = images.resolve(images.Config(data=str(data), method="none"))
+    loaded = images.load_images(config, images.Options())
+    _, rest = jax.eval_shape(images.network_of(config, loaded).init, jax.random.key(0))
+    assert "stem/norm/variance" in paths.leaves(rest)
+
+
+def test_smoothed_labels_by_hand():
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]], np.float32))
+    batch = ImageBatch(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 2], np.int32), np.ones(2, np.float32))
+    judged = images.judge(logits, batch, smoothing=0.3)
+    np.testing.assert_allclose(judged.loss, -np.log([0.7, 0.25]), rtol=1e-6)
+    # 0.7 on the label, and 0.1 on each of the three.
+    expected = [0.8 * np.log(0.7) + 0.1 * np.log(0.2 * 0.1), 0.8 * np.log(0.25) + 0.1 * np.log(0.5 * 0.25)]
+    np.testing.assert_allclose(judged.objective, -np.array(expected), rtol=1e-6)
+    assert judged.correct.tolist() == [1, 0]
+
+
+def test_a_plan_names_the_folder_that_the_run_has(data, finished, tmp_path):
+    argv = ["--data", str(data), "--seeds", "2", "--ema", "0.9", "--accumulate", "2", "--out", str(finished.parents[1])]
+    argv += ["--augmentation", "crop-and-flip", *(word for option in TINY.items() for word in option)]
+    first, second = images.plan(argv)
+    assert first.folders == (finished,)
+    assert second.folders[0].name.startswith("stripes-resnet-8-nap-seed1-")
+    assert first.argv[-2:] == ("--seed", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--network", "resnet-9"], "'resnet-9' is not a network; did you mean 'resnet-8'?"),
+        (["--accumulate", "3"], "--accumulate 3: it must divide the batch of 4; the nearest is 2"),
+        (["--method", "nap+crelu"], "--method nap+crelu: activation 'crelu' makes two features"),
+        (["--method", "nap+redo"], "--method redo: it needs a plain network's hidden units"),
+        (["--label-smoothing", "1"], "--label-smoothing 1.0: it must be at least 0 and below 1"),
+        (["--schedule", "matching"], "--schedule matching: it is for atari"),
+        (["--updates", "0"], "--updates 0: it must be at least 1"),
+        (["--ema", "1"], "--ema 1.0: it must be at least 0 and below 1"),
+        (["--data", "digit"], "--data digit: unknown data set"),
+        (["--devices", "9"], "--devices 9"),
+    ],
+)
+def test_bad_input_gets_one_line(data, tmp_path, capfd, arguments, said):
+    assert command(data, tmp_path, *arguments) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert said in line

@@ -1,0 +1,181 @@
+"""`python -m experiments language` from end to end on tiny runs, and the scoring of choices by hand."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.loaders import Question, TextBatch, Tokenizer
+from experiments import language
+from experiments.harness import training
+from experiments.harness.choices import load_choices, score
+from experiments.harness.run import Run
+from nap import paths
+
+TINY = {"--layers": "2", "--width": "8", "--heads": "2", "--sequence": "8", "--batch-size": "4", "--updates": "6"}
+TINY |= {"--evaluations": "2", "--log-every": "2", "--lr": "0.01"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two documents to train on and one held out, of 37 letters; and two questions with their labels."""
+    folder = tmp_path_factory.mktemp("text")
+    documents = [
+        "the cat sat on the mat. " * 4,
+        "a dog ran over the hill. " * 4,
+        "the dog sat on the hill with the cat.",
+    ]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    questions = [{"goal": "sit", "sol1": "on the mat", "sol2": "zzzz"}, {"goal": "run", "sol1": "qq", "sol2": "over"}]
+    (folder / "valid.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    (folder / "valid-labels.lst").write_text("0\n1\n")
+    return folder
+
+
+def command(data: Path, out: Path, *arguments: str) -> int:
+    words = [word for option in TINY.items() if option[0] not in arguments for word in option]
+    return language.main(["--text", str(data / "text.jsonl"), *words, *arguments, "--out", str(out)])
+
+
+def folder_in(out: Path) -> Path:
+    (folder,) = (path.parent for path in out.rglob("config.json"))
+    return folder
+
+
+def rows(folder: Path, phase: str) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["phase"] == phase]
+
+
+OPTIONS = ("--scan-layers", "--z-loss", "1e-4")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """The folder of a finished run of NaP."""
+    out = tmp_path_factory.mktemp("finished")
+    assert command(data, out, *OPTIONS, "--choices", f"piqa={data / 'valid.jsonl'}") == 0
+    return folder_in(out)
+
+
+def test_what_a_run_records(finished):
+    train, evaluation = rows(finished, "train"), rows(finished, "eval")
+    assert [row["updates"] for row in train] == [1, 2, 4, 6]
+    assert [row["updates"] for row in evaluation] == [3, 6]
+    for layer in ("blocks/1/attention/query", "blocks/0/mlp/up"):  # each scanned layer by itself
+        norms = [row[f"weight_norm/{layer}"] for row in train]
+        np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+    # 37 letters and a separator at the end are targets, each once.
+    accuracy = evaluation[-1]["eval/accuracy"] * 38
+    assert accuracy == pytest.approx(round(accuracy), abs=1e-4)
+    (choices,) = rows(finished, "choices")
+    assert choices["piqa/accuracy"] in (0, 0.5, 1)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["piqa/accuracy"] == choices["piqa/accuracy"]
+    assert len(summary["held_out_text"]) == 64
+    assert json.loads((finished / "config.json").read_text())["config"]["nap"]["affine"] == "regularize"
+
+
+def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, tmp_path, monkeypatch):
+    arguments = (*OPTIONS, "--choices", f"piqa={data / 'valid.jsonl'}")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        save = Run.save
+
+        def save_and_die(run: Run, done: int, state) -> None:
+            save(run, done, state)
+            if done == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(Run, "save", save_and_die)
+        assert command(data, tmp_path, *arguments) == 130
+    assert command(data, tmp_path, *arguments) == 0
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
+
+
+def test_the_methods_networks():
+    made = {}
+    for method in ("none", "rmsnorm", "layernorm", "nap"):
+        config = language.resolve(language.Config(method=method, sequence=8))
+        params, rest = jax.eval_shape(language.network_of(config, 11).init, jax.random.key(0))
+        assert not jax.tree.leaves(rest)
+        made[method] = set(paths.leaves(params))
+    assert not any("query_norm" in path for path in made["none"])
+    assert "blocks/0/mlp/down/norm/scale" not in made["none"]
+    every = {"blocks/0/attention/query_norm/scale", "blocks/0/mlp/down/norm/scale", "blocks/0/mlp/up/norm/scale"}
+    assert every <= made["nap"] == made["layernorm"] == made["rmsnorm"]
+    squared = language.Config(network=language.NetworkConfig(mlp="squared-relu"))
+    assert language.resolve(squared).nap.affine == "project"
+
+
+def test_z_loss_is_minimized_and_not_told():
+    logits = jnp.log(jnp.array([[[1.0, 3.0], [2.0, 2.0]]]))
+    batch = TextBatch(np.zeros((1, 2), np.int32), np.array([[1, 0]], np.int32), np.ones((1, 2), np.float32))
+    judged = language.judge(logits, batch, z_loss=0.5)
+    np.testing.assert_allclose(judged.loss, [[-np.log(0.75), -np.log(0.5)]], rtol=1e-6)
+    np.testing.assert_allclose(judged.objective, judged.loss + 0.5 * np.log(4) ** 2, rtol=1e-6)
+    assert judged.correct.tolist() == [[1, 1]]
+
+
+# A language of the letters a, b, c and the separator, 3: the likeliest next one is the following letter.
+NEXT = np.array([[0.1, 0.6, 0.2, 0.1], [0.2, 0.1, 0.6, 0.1], [0.6, 0.2, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1]], np.float32)
+LETTERS = Tokenizer(4, 3, lambda texts: [np.array(["abc".index(c) for c in t], np.uint8) for t in texts], str)
+
+
+def test_choices_by_hand():
+    def logits_of(tokens):
+        assert tokens.shape[1] == 5
+        return jnp.log(jnp.asarray(NEXT))[tokens]
+
+    # Behind a, "b" has 0.6, and "bca" 0.6 ** 3 = 0.216, whose root is 0.6; "c" has 0.2, "cab" 0.2 * 0.36 = 0.072.
+    questions = [
+        Question("a", ("b", "c"), 0),  # right, right
+        Question("a", ("c", "cab"), 1),  # wrong: 0.2 > 0.072; per byte right: 0.2 < 0.072 ** (1 / 3) = 0.416
+        Question("", ("a", "c"), 1),  # wrong, wrong: behind the separator
+        Question("bcabcab", ("ca", "aa"), 0),  # longer than fits
+    ]
+    assert score(logits_of, questions, LETTERS, 5) == {"accuracy": 0.5, "accuracy_per_byte": 0.75}
+    # The last word: all its letters must be the likeliest.
+    words = [Question("ab", ("cab",), 0), Question("ab", ("cac",), 0)]
+    found = score(logits_of, words * 20, LETTERS, 5)  # more than go at once
+    assert found["accuracy"] == 0.5
+    np.testing.assert_allclose(found["loss"], -np.mean([np.log(0.6**3), np.log(0.6**2 * 0.2)]), rtol=1e-6)
+    # Of a choice as long as a sequence every letter counts, with one of its context before it.
+    longest = score(logits_of, [Question("cca", ("bcabc",), 0)], LETTERS, 5)
+    np.testing.assert_allclose(longest["loss"], -5 * np.log(0.6), rtol=1e-6)
+
+
+def test_a_plan_names_the_folder_that_the_run_has(data, finished):
+    words = [word for option in TINY.items() for word in option]
+    argv = ["--text", str(data / "text.jsonl"), *words, *OPTIONS, "--choices", f"piqa={data / 'valid.jsonl'}"]
+    (job,) = language.plan([*argv, "--out", str(finished.parents[1])])
+    assert job.folders == (finished,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--heads", "3"], "heads must divide the width, got heads=3 for width=8"),
+        (["--method", "nap+crelu"], "--method nap+crelu: the activation of a transformer is --mlp"),
+        (["--text", "nowhere"], "--text: nowhere: no such file or folder"),
+        (["--choices", "piq=x"], "'piq' is not a form of --choices; did you mean 'piqa'?"),
+        (["--choices", "lambada=nowhere"], "--choices lambada=nowhere: lambada: there is no nowhere"),
+        (["--streamed", "c4"], "--evaluation-tokens 0: a stream's validation split has no end"),
+        (["--sequence", "0"], "--sequence 0: it must be at least 1"),
+        (["--vocabulary", "300", "--tokenizer", "x.json"], "give one of them"),
+    ],
+)
+def test_bad_input_gets_one_line(data, tmp_path, capfd, arguments, said):
+    assert command(data, tmp_path, *arguments) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert said in line
+
+
+def test_choices_are_read_with_their_labels(data):
+    (choices,) = load_choices([f"piqa={data / 'valid.jsonl'}"])
+    assert choices.form == "piqa"
+    assert [question.answer for question in choices.questions] == [0, 1]
