@@ -98,7 +98,7 @@ class Config:
 class Options(TrainingOptions):
     """What the experiment takes beside its configuration."""
 
-    workers: int = 0
+    loaders: int = 0
     """Processes that decode image files, about one a core; 0: this one decodes."""
 
 
@@ -251,7 +251,7 @@ def load_images(config: Config, options: Options) -> Loaded:
     try:
         if _is_files(config):
             files = load_image_files(None if config.data == FILES else Path(config.data))
-            how: dict[str, Any] = {"workers": options.workers, "size": config.image_size}
+            how: dict[str, Any] = {"workers": options.loaders, "size": config.image_size}
             train_loader = training_image_files(files.train, batch_size, seed=config.seed, **how)
             held_out = held_out_image_files(files.held_out, part, **how)
             classes, channels, constants = files.classes, 3, PUBLISHED[FILES]

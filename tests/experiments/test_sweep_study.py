@@ -143,7 +143,7 @@ def test_a_run_lies_where_the_plan_says(module, argv, jobs, tmp_path, monkeypatc
     monkeypatch.setattr(schedule_matching, "load_trace", lambda folder: {})
     monkeypatch.setattr(schedule_matching, "_table", lambda summaries: "")
     monkeypatch.setattr(harness.Run, "summary", {})
-    monkeypatch.setattr(atari, "_run", lambda config, opened, free: ran.append(opened.folder))
+    monkeypatch.setattr(atari, "_run", lambda config, opened, free, mesh: ran.append(opened.folder))
     monkeypatch.setattr(implicit_schedule, "load_runs", lambda folders: [types.SimpleNamespace(problem="catch")])
     monkeypatch.setattr(implicit_schedule, "tables", lambda runs: "")
     planned = module.plan([*argv, "--out", str(tmp_path)])
