@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 
 from agents.loops import Log, Schedule
 from envs.games import GAMES
@@ -123,7 +124,8 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
 
 
 def _run(config: Config, opened: harness.Run) -> None:
-    player = (InJax if config.in_jax else OnTheHost)(config, span_of(config))
+    span = span_of(config)
+    player = (InJax if config.in_jax else OnTheHost)(config, span)
     begun = player.init()
     needed = bytes_of(begun)
     opened.progress.say(
@@ -137,7 +139,7 @@ def _run(config: Config, opened: harness.Run) -> None:
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
     while done < len(iterations):
         visit = iterations[done]
-        recorder = _Recorder(config, opened, visit)
+        recorder = _Recorder(config, opened, visit, len(visits), span.rate)
         if visit.number > 0 and iterations[done - 1] is not visit:
             state = player.switch(state, visits[visit.number - 1].place, visit.place)
         started = time.monotonic()
@@ -147,25 +149,19 @@ def _run(config: Config, opened: harness.Run) -> None:
             {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
         )
         done += 1
-        scores[visit.number] = recorder.evaluated(
-            "eval", state, visit.task.name, player.evaluate(state, visit, visit.place, done)
-        )
+        returns = player.evaluate(state, visit, visit.place, done)
+        scores[visit.number] = recorder.evaluated("eval", state, visit.task.name, returns)
         if done == len(iterations) or iterations[done] is not visit:
-            _evaluate_all(config, player, state, visit, done, recorder)
+            # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
+            for place, task in enumerate(config.sequence.tasks):
+                of_task = returns if place == visit.place else player.evaluate(state, visit, place, done)
+                recorder.evaluated("all", state, task.name, of_task)
         opened.save(done, (player.saved(state), scores))
         opened.check_interrupted()
     opened.finish(
         {"frames": config.sequence.frames}
         | {f"eval/return/visit{visit.number + 1}": _mean(scores[visit.number]) for visit in visits}
     )
-
-
-def _evaluate_all(
-    config: Config, player: InJax | OnTheHost, state: State, visit: Visit, done: int, recorder: _Recorder
-) -> None:
-    """At a visit's end every task is played, without learning: what is forgotten, and what a new one profits from."""
-    for place, task in enumerate(config.sequence.tasks):
-        recorder.evaluated("all", state, task.name, player.evaluate(state, visit, place, done))
 
 
 def span_of(config: Config) -> atari.Span:
@@ -202,17 +198,16 @@ def _mean(values: ListOf[float] | np.ndarray) -> float | None:
 class _Recorder:
     """Writes down what an iteration of a visit finds, for each seed."""
 
-    def __init__(self, config: Config, opened: harness.Run, visit: Visit) -> None:
-        self._config, self._opened, self._visit = config, opened, visit
-        self._rate = span_of(config).rate
+    def __init__(self, config: Config, opened: harness.Run, visit: Visit, visits: int, rate: optax.Schedule) -> None:
+        self._config, self._opened, self._visit, self._rate = config, opened, visit, rate
+        self._shown = f"{visit.task.name} ({visit.number + 1}/{visits})"
         self._returns = np.full(config.seeds, np.nan)
 
     def on_step(self, agent_steps: int) -> None:
         """After a stretch, or a step."""
         self._opened.check_interrupted()
-        task = f"{self._visit.task.name} ({self._visit.number + 1}/{len(self._config.sequence.visits)})"
         shown = {"return": f"{np.nanmean(self._returns):.1f}"} if np.any(np.isfinite(self._returns)) else {}
-        self._opened.progress.update(frames=FRAME_SKIP * agent_steps, task=task, **shown)
+        self._opened.progress.update(frames=FRAME_SKIP * agent_steps, task=self._shown, **shown)
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""
