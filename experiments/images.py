@@ -33,7 +33,6 @@ from envs.loaders import (
     training_images,
 )
 from experiments import harness
-from experiments.harness.grid import with_options
 from experiments.harness.methods import (
     NapConfig,
     OptimizerConfig,
@@ -44,7 +43,7 @@ from experiments.harness.methods import (
 )
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.supervised import Judged, Task, TrainingConfig, check, make_learner, setting_of
-from experiments.harness.training import Data, TrainingOptions, train
+from experiments.harness.training import Data, TrainingOptions, jobs_of_seeds, train
 from nap.layers import ConvNorm
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.resnet import ResNet, resnet_18, resnet_50
@@ -150,16 +149,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     config, options = harness.parse_command(
         Config, argv, name="images", description=__doc__, presets=PRESETS, options_type=Options
     )
-    config = resolve(config)
-    seeds = range(config.seed, config.seed + options.seeds)
-    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    return [
-        harness.Job(
-            ("images", *with_options(argv, {"--seeds": None, "--seed": one.seed})),
-            (harness.run_folder("images", one, out=options.out, label=_label(one)),),
-        )
-        for one in ones
-    ]
+    return jobs_of_seeds("images", argv, resolve(config), options, _label)
 
 
 def run(config: Config, options: Options) -> Path:

@@ -37,7 +37,6 @@ from envs.loaders import (
 )
 from experiments import harness
 from experiments.harness.choices import Choices, load_choices, score
-from experiments.harness.grid import with_options
 from experiments.harness.methods import (
     NapConfig,
     OptimizerConfig,
@@ -48,7 +47,7 @@ from experiments.harness.methods import (
 )
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.supervised import Judged, Task, TrainingConfig, check, evaluated, make_learner, setting_of
-from experiments.harness.training import Data, TrainingOptions, train
+from experiments.harness.training import Data, TrainingOptions, jobs_of_seeds, train
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.attention import AttentionKernel
 from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
@@ -166,16 +165,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     config, options = harness.parse_command(
         Config, argv, name="language", description=__doc__, presets=PRESETS, options_type=TrainingOptions
     )
-    config = resolve(config)
-    seeds = range(config.seed, config.seed + options.seeds)
-    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    return [
-        harness.Job(
-            ("language", *with_options(argv, {"--seeds": None, "--seed": one.seed})),
-            (harness.run_folder("language", one, out=options.out, label=_label(one)),),
-        )
-        for one in ones
-    ]
+    return jobs_of_seeds("language", argv, resolve(config), options, _label)
 
 
 def run(config: Config, options: TrainingOptions) -> Path:

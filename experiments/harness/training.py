@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ import optax
 from envs.loaders import Loader
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.errors import UserError
+from experiments.harness.grid import with_options
+from experiments.harness.jobs import Job
 from experiments.harness.mesh import (
     batch_of,
     check_divisible,
@@ -29,7 +31,7 @@ from experiments.harness.mesh import (
     make_mesh,
     on_every_device,
 )
-from experiments.harness.run import Run
+from experiments.harness.run import Run, run_folder
 from experiments.harness.supervised import Learner, State, Sums, TrainingConfig, Update, evaluated
 from experiments.harness.utilisation import measured_peak, training_flops
 from nap.paths import PyTree
@@ -111,6 +113,29 @@ def evaluate(functions: Compiled, state: State, held_out: Loader) -> dict[str, f
         for batch, _ in batches:
             totals += np.asarray(jax.device_get(functions.evaluate(params, rest, functions.place(batch))), np.float64)
     return {"eval/loss": float(totals[1] / totals[0]), "eval/accuracy": float(totals[2] / totals[0])}
+
+
+def jobs_of_seeds(
+    name: str, argv: Sequence[str], config: Any, options: TrainingOptions, label: Callable[[Any], str]
+) -> list[Job]:
+    """A command for each seed that an experiment's command line stands for.
+
+    Args:
+        name: of the experiment.
+        argv: its arguments.
+        config: what they mean, resolved.
+        options: the other options.
+        label: of a run's folder, from its configuration.
+    """
+    seeds = range(config.seed, config.seed + options.seeds)
+    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    return [
+        Job(
+            (name, *with_options(argv, {"--seeds": None, "--seed": one.seed})),
+            (run_folder(name, one, out=options.out, label=label(one)),),
+        )
+        for one in ones
+    ]
 
 
 def train(
