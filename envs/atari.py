@@ -24,6 +24,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Int64
 
+from envs.atari_modes import FlavouredVectorEnv, resolve_flavour
 from envs.timestep import Episode, TimeStep
 
 # ale-py ships these ROMs without a single-player mode; loading one exits the process, with no exception to catch.
@@ -42,7 +43,8 @@ class AtariProtocol:
         repeat_action_probability: the probability, at every emulator frame, that the action before is executed again
             in place of the one that was chosen (sticky actions).
         full_action_space: all 18 joystick actions in every game, rather than the game's minimal set.
-        noop_min: fewest no-op frames before an episode's first observation.
+        noop_min: fewest no-op frames before an episode's first observation. In 16 games, Double Dunk and Name This Game
+            among them, ALE itself needs some frames to start an episode in the default mode, and they count as well.
         noop_max: most of them; their number is uniform over both ends included.
         frame_skip: emulator frames for which an action is held.
         max_pool: a frame is the pixel-wise maximum of the last two emulator frames.
@@ -172,10 +174,14 @@ class AtariEnvs:
         protocol: one of `PROTOCOLS`, or your own.
         num_envs: how many.
         seed: any integer. The same (game, protocol, num_envs, seed) and actions give the same bits, whatever `threads`.
-        threads: that ALE uses; 0 lets it take as many as there are cores or environments.
+        threads: that ALE uses; 0 lets it take as many as there are cores or environments. With a mode or a difficulty
+            that is not the game's default there are none, and it is slower: see `envs.atari_modes`.
+        mode: of the game; None for its default.
+        difficulty: likewise.
 
     Attributes:
         game: its snake_case name.
+        flavour: its mode and its difficulty, each None where it is the game's default.
         protocol: as given.
         num_envs: as given.
         num_actions: how many there are to choose from.
@@ -184,10 +190,20 @@ class AtariEnvs:
         options: all that `AtariVectorEnv` is given, by name, as JSON can hold it.
 
     Raises:
-        ValueError: an unknown game, `num_envs` < 1 or `threads` < 0.
+        ValueError: an unknown game, a mode or difficulty that it does not have, `num_envs` < 1 or `threads` < 0.
     """
 
-    def __init__(self, game: str, *, protocol: AtariProtocol, num_envs: int, seed: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        game: str,
+        *,
+        protocol: AtariProtocol,
+        num_envs: int,
+        seed: int,
+        threads: int = 0,
+        mode: int | None = None,
+        difficulty: int | None = None,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"AtariEnvs: num_envs is {num_envs}, must be at least 1")
         if threads < 0:
@@ -197,8 +213,14 @@ class AtariEnvs:
         self.num_envs = num_envs
         self.observation_shape = (protocol.stack, protocol.height, protocol.width)
         self.options = _vector_env_options(self.game, protocol, num_envs, threads)
-        self._env = AtariVectorEnv(**self.options)
-        self.action_meanings = tuple(action.name for action in self._env.ale.get_action_set())
+        self.flavour = resolve_flavour(self.game, mode, difficulty)
+        if self.flavour == (None, None):
+            self._env = AtariVectorEnv(**self.options)
+            actions = self._env.ale.get_action_set()
+        else:
+            self._env = FlavouredVectorEnv(self.options, *self.flavour)
+            actions = self._env.actions
+        self.action_meanings = tuple(action.name for action in actions)
         self.num_actions = len(self.action_meanings)
         self._seeds = _fold_seed(seed, num_envs)
         self._state: Literal["new", "idle", "stepping", "closed"] = "new"

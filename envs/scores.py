@@ -10,7 +10,8 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from envs.atari import resolve_game
+from envs.atari import games, resolve_game
+from envs.games import GAMES
 
 
 class Reference(NamedTuple):
@@ -115,35 +116,38 @@ GAME_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def games_in(text: str) -> tuple[str, ...]:
-    """The snake_case names of the games that a text lists: "atari-57", "pong,breakout", "atari-10,ALE/Pong-v5".
+    """The names of the games that a text lists: "atari-57", "pong,breakout", "atari-10,ALE/Pong-v5", "catch,pong".
 
     Args:
-        text: names with commas between them, each of a set in `GAME_SETS`, or of a game in any spelling that
-            `envs.atari.resolve_game` takes.
+        text: names with commas between them, each of a set in `GAME_SETS`, of a game in `envs.games.GAMES`, or of one
+            of ale-py's in any spelling that `envs.atari.resolve_game` takes.
 
     Returns:
-        Each game once, in the order in which it is named first.
+        Each game once, in the order in which it is named first; those of ale-py in snake_case.
 
     Raises:
         ValueError: no such game or set, or no name at all.
     """
-    games: dict[str, None] = {}
+    found: dict[str, None] = {}
     for name in filter(None, map(str.strip, text.split(","))):
-        games |= dict.fromkeys(_games_named(name))
-    if not games:
+        found |= dict.fromkeys(_games_named(name))
+    if not found:
         raise ValueError(f"'{text}' names no game; give {', '.join(GAME_SETS)}, or games with commas between them")
-    return tuple(games)
+    return tuple(found)
 
 
 def _games_named(name: str) -> tuple[str, ...]:
     if name.lower() in GAME_SETS:
         return GAME_SETS[name.lower()]
+    if name in GAMES:
+        return (name,)
     try:
         return (resolve_game(name),)
     except ValueError:
-        near = difflib.get_close_matches(name.lower(), GAME_SETS, n=1, cutoff=0.75)
-        if near:
-            raise ValueError(f"unknown games '{name}'; did you mean '{near[0]}'?") from None
+        near = difflib.get_close_matches(name.lower(), [*games(), *GAMES, *GAME_SETS], n=1, cutoff=0.75)
+        if near and near[0] not in games():
+            what = "games" if near[0] in GAME_SETS else "game"
+            raise ValueError(f"unknown {what} '{name}'; did you mean '{near[0]}'?") from None
         raise
 
 

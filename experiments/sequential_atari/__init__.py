@@ -8,7 +8,6 @@ time. Of games in JAX whole runs are compiled, and all seeds of a run are traine
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence as ListOf
 from pathlib import Path
@@ -18,14 +17,12 @@ import numpy as np
 import optax
 
 from agents.loops import Log, Schedule
-from envs.games import GAMES
-from envs.scores import human_normalised
-from envs.sequence import Visit
+from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.grid import with_options
 from experiments.harness.memory import bytes_of, require_memory
-from experiments.harness.methods import learning_rate
+from experiments.harness.methods import learning_rate, method_label
 from experiments.harness.seeds import use_all_cores
 from experiments.sequential_atari.config import PRESETS, Config, of_visit, resolve
 from experiments.sequential_atari.players import InJax, OnTheHost, State
@@ -103,8 +100,7 @@ def _by_run(config: Config, options: harness.RunOptions) -> list[Config]:
 def _label(config: Config) -> str:
     tasks = config.sequence.tasks
     what = tasks[0].name.replace(":", "-") if len(tasks) == 1 else f"{len(tasks)}games{config.passes}passes"
-    schedule = config.optimizer.schedule
-    method = config.method if schedule == "constant" else f"{config.method}-{schedule}"
+    method = method_label(config.method, config.optimizer)
     return f"{what}-{config.agent}-{method}-seed{config.seed}"
 
 
@@ -150,12 +146,12 @@ def _run(config: Config, opened: harness.Run) -> None:
         )
         done += 1
         returns = player.evaluate(state, visit, visit.place, done)
-        scores[visit.number] = recorder.evaluated("eval", state, visit.task.name, returns)
+        scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns)
         if done == len(iterations) or iterations[done] is not visit:
             # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
             for place, task in enumerate(config.sequence.tasks):
                 of_task = returns if place == visit.place else player.evaluate(state, visit, place, done)
-                recorder.evaluated("all", state, task.name, of_task)
+                recorder.evaluated("all", state, task, of_task)
         opened.save(done, (player.saved(state), scores))
         opened.check_interrupted()
     opened.finish(
@@ -221,7 +217,7 @@ class _Recorder:
                 **self._place(seed, log.agent_steps, log.updates),
                 "train/episodes": len(log.returns),
                 "train/return": mean,
-                "train/human_normalised": _normalised(self._visit.task.name, mean),
+                "train/human_normalised": _normalised(self._visit.task, mean),
                 "loss": log.loss,
                 "epsilon": log.epsilon,
                 "learning_rate": np.asarray(self._rate(log.updates - 1)),
@@ -229,7 +225,7 @@ class _Recorder:
             }
         )
 
-    def evaluated(self, phase: str, state: State, played: str, returns: ListOf[ListOf[float]]) -> np.ndarray:
+    def evaluated(self, phase: str, state: State, played: Task, returns: ListOf[ListOf[float]]) -> np.ndarray:
         """Records each seed's returns in a game, `played`; gives their means, NaN where no episode was complete."""
         steps, updates = int(state.loop.agent_steps), np.max(np.asarray(state.loop.agent.updates))
         for seed, of_seed in enumerate(returns):
@@ -238,7 +234,7 @@ class _Recorder:
                 {
                     "phase": phase,
                     **self._place(seed, steps, int(updates)),
-                    "played": played,
+                    "played": played.name,
                     "eval/episodes": len(of_seed),
                     "eval/return": mean,
                     "eval/human_normalised": _normalised(played, mean),
@@ -259,10 +255,5 @@ class _Recorder:
         }
 
 
-@functools.cache
-def _is_ours(task: str) -> bool:
-    return task.partition(":")[0] in GAMES
-
-
-def _normalised(task: str, score: float | None) -> float | None:
-    return None if score is None or _is_ours(task) else human_normalised(task, score)
+def _normalised(task: Task, score: float | None) -> float | None:
+    return None if score is None or task.reference is None else task.reference.normalised(score)

@@ -25,8 +25,8 @@ class Config(atari.Config):
     game: Annotated[str, Hidden] = ""
     games: Annotated[str, Hidden] = ""
     tasks: str = SEQUENCES["quick"][0]
-    """Games joined by commas; atari-10 stands for ten. Behind a game, :frames=N is its own budget, and :order=N puts
-    the planes of a MinAtar game's frames in another order."""
+    """Games joined by commas; atari-10 stands for ten. Behind a game, :frames=N is its own budget, :order=N puts the
+    planes of a MinAtar game's frames in another order, and :mode=N and :difficulty=N set a game of ale-py's."""
     passes: int = SEQUENCES["quick"][2]
     """How often the tasks are played, one after another."""
     frames: int = SEQUENCES["quick"][1]
@@ -100,7 +100,7 @@ def _preset(name: str, iteration_frames: int, options: dict[str, Any]) -> Config
     return Config(**given)
 
 
-_THREE_GAMES: dict[str, Any] = {
+_A_FEW_GAMES: dict[str, Any] = {
     "n_step": 3,
     "full_action_space": True,
     "update_period": 8,
@@ -111,7 +111,7 @@ _THREE_GAMES: dict[str, Any] = {
     "log_every": 250,
     "optimizer": OptimizerConfig(lr=2.5e-4),
 }
-"""An hour or two on two cores."""
+"""Some hours on two cores."""
 
 _RAINBOW = {
     **{field.name: getattr(atari.PRESETS["rainbow"], field.name) for field in dataclasses.fields(atari.Config)},
@@ -120,12 +120,13 @@ _RAINBOW = {
 _NAP_COSINE = dataclasses.replace(atari.PRESETS["rainbow"].optimizer, lr=6.25e-4, schedule="nap-cosine")
 
 PRESETS = {
-    "default": _preset("quick", 48_000, _SMALL),
-    "quick": _preset("quick", 48_000, _SMALL),
+    "default": _preset("quick", 40_000, _SMALL),
+    "quick": _preset("quick", 40_000, _SMALL),
     "moving-goals": _preset("moving-goals", 48_000, _SMALL),
     "minatar": _preset("minatar", 200_000, _MINATAR),
     "minatar-permuted": _preset("minatar-permuted", 1_000_000, _MINATAR),
-    "three-games": _preset("three-games", 80_000, _THREE_GAMES),
+    "three-games": _preset("three-games", 80_000, _A_FEW_GAMES),
+    "space-invaders-modes": _preset("space-invaders-modes", 80_000, _A_FEW_GAMES),
     "nap": _preset("nap", 1_000_000, {**_RAINBOW, "method": "nap", "optimizer": _NAP_COSINE}),
     "switching-ale": _preset("switching-ale", 1_000_000, _RAINBOW),
     "cora": _preset("cora", 1_000_000, _RAINBOW),

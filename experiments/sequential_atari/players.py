@@ -290,4 +290,11 @@ class OnTheHost:
     def _environments(self, task: Task) -> AtariEnvs:
         config = self._config
         assert config.environment is not None, "resolve(config) fills it in"
-        return AtariEnvs(task.game, protocol=config.environment, num_envs=config.num_envs, seed=config.seed)
+        return AtariEnvs(
+            task.game,
+            protocol=config.environment,
+            num_envs=config.num_envs,
+            seed=config.seed,
+            mode=task.mode,
+            difficulty=task.difficulty,
+        )

@@ -58,12 +58,15 @@ def test_games_by_name_each_once_and_in_order():
     assert games_in(" Pong, ALE/SpaceInvaders-v5,donkey_kong,pong, ") == ("pong", "space_invaders", "donkey_kong")
     assert games_in("qbert,atari-10")[:3] == ("qbert", "battle_zone", "double_dunk")
     assert len(games_in("qbert,atari-10")) == 10
+    assert games_in("catch,Pong,minatar-breakout,breakout") == ("catch", "pong", "minatar-breakout", "breakout")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("pong,brekout", "unknown game 'brekout'; did you mean 'breakout'"),
+        ("pong,catsh", "unknown game 'catsh'; did you mean 'catch'"),
+        ("space_invaderss", "unknown game 'space_invaderss'; did you mean 'space_invaders'"),
         ("atari57", "unknown games 'atari57'; did you mean 'atari-57'"),
         ("atari-10k", "unknown games 'atari-10k'; did you mean 'atari-10'"),
         ("combat", "game 'combat' has no single-player mode"),

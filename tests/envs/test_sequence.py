@@ -24,8 +24,12 @@ def test_a_set_of_games_stands_for_its_games():
     [
         ("", "a sequence needs a game at least"),
         ("brikcs", "unknown game"),
-        ("bricks:frame=3", "there can be :order=N and :frames=N, not ':frame=3'"),
+        ("bricks:frame=3", "there can be :order=N, :mode=N, :difficulty=N and :frames=N, not ':frame=3'"),
+        ("pong:mode=-1", "not ':mode=-1'"),
         ("pong:order=1", "'pong:order=1': the frames of ale-py's games have no planes"),
+        ("bricks:mode=1:difficulty=0", "'bricks:mode=1:difficulty=0': only ale-py's games have modes and difficulties"),
+        ("pong,freeway:mode=8", "'freeway' has no mode 8; nearest: 7"),
+        ("pong:difficulty=4", "'pong' has no difficulty 4; nearest: 3"),
     ],
 )
 def test_what_is_no_task_is_said_in_a_line(text, told):
@@ -53,6 +57,21 @@ def test_another_order_of_planes_is_another_task_of_the_same_game():
     assert not np.array_equal(seen, seen_otherwise)
     order = np.random.default_rng(3).permutation(len(seen))
     np.testing.assert_array_equal(seen_otherwise, seen[order])
+
+
+def test_another_mode_or_difficulty_is_another_task_of_the_same_game():
+    plain, *others = parse_tasks("pong,pong:mode=1,pong:difficulty=2:mode=1:frames=30,pong:mode=0:difficulty=0", 100)
+    assert plain == Task("pong", 100)
+    assert others == [Task("pong", 100, mode=1), Task("pong", 30, mode=1, difficulty=2), plain]
+    assert [task.name for task in others] == ["pong:mode=1", "pong:mode=1:difficulty=2", "pong"]
+    assert parse_tasks(others[1].name, 30) == (others[1],)
+    # One that is each game's default.
+    assert parse_tasks("atari-10:difficulty=0", 100) == parse_tasks("atari-10", 100)
+
+
+def test_human_scores_are_of_games_as_they_are_by_default():
+    tasks = parse_tasks("pong:frames=3,pong:mode=1,pong:difficulty=1,pong:mode=0,tetris,bricks", 100)
+    assert [task.reference for task in tasks] == [(-20.7, 14.6), None, None, (-20.7, 14.6), None, None]
 
 
 @pytest.mark.parametrize("name", PRESETS)

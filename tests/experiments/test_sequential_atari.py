@@ -217,7 +217,14 @@ def test_every_task_is_also_trained_alone_with_its_own_budget():
 
 
 def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monkeypatch):
-    changes = {"tasks": "pong,breakout", "passes": 1, "seeds": 1, "full_action_space": True, "hidden": 4, "head": "own"}
+    changes = {
+        "tasks": "breakout,space_invaders:mode=7:difficulty=1",
+        "passes": 1,
+        "seeds": 1,
+        "full_action_space": True,
+        "hidden": 4,
+        "head": "own",
+    }
     config = tiny(**changes)
     wanted = run_one(config, tmp_path / "whole")
     on_step = sequential_atari._Recorder.on_step
@@ -233,7 +240,9 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
     monkeypatch.undo()
     folder = run_one(config, tmp_path / "resumed")
     assert (folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
-    assert [row["task"] for row in rows_of(folder, "eval")] == ["pong", "pong", "breakout", "breakout"]
+    assert [row["task"] for row in rows_of(folder, "eval")] == [
+        task.name for task in config.sequence.tasks for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +253,8 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
         (["--passes", "0"], "--passes 0: it must be at least 1"),
         (["--tasks", "bricks,pong"], "can't be in one sequence"),
         (["--tasks", "bricks,catch"], "one network can't play both"),
+        (["--tasks", "pong,freeway:mode=9"], "--tasks: 'freeway' has no mode 9; nearest: 7"),
+        (["--tasks", "bricks:difficulty=1"], "--tasks: 'bricks:difficulty=1': only ale-py's games"),
         (["--tasks", "pong,breakout"], "--full-action-space is missing"),
         (["--frames", "100000"], "the nearest is 96000"),
         (["--update-period", "7"], "the nearest is an update every 8"),

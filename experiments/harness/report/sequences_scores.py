@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from envs.scores import REFERENCES
 from envs.sequence import Task, Visit
 from experiments.harness.curves import Curve
 from experiments.harness.report.sequences_studies import BySeed, Method, Study, ends_of
@@ -65,7 +64,7 @@ class Scores:
     def scales(self) -> Mapping[Task, Scale]:
         """The scale of each task that has one.
 
-        A game with human scores has those. Of another, 0 % is what the fresh agents of all methods scored at their
+        A task with human scores has those. Of another, 0 % is what the fresh agents of all methods scored at their
         first record, which is of almost random play, and 100 % is the best method's fresh agents at the end of their
         training. It has none before there are such agents, or where these have not learned for certain: where the
         interval over seeds of the mean of all their evaluations - their first record does not lie above 0.
@@ -136,8 +135,8 @@ class Scores:
         return {seed: float(scale.of(score)) for seed, score in scores.items()}
 
     def _scale(self, task: Task) -> Scale | None:
-        if task.game in REFERENCES:
-            return Scale(*REFERENCES[task.game], human=True)
+        if task.reference is not None:
+            return Scale(*task.reference, human=True)
         methods = self.study.methods
         zeros = [start for method in methods for start in method.fresh_starts(task).values()]
         learned = []
