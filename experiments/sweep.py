@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -62,11 +63,11 @@ def table(jobs: Sequence[Job], statuses: Sequence[Status]) -> str:
     from rich.text import Text
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("run", "", "progress", "who, or why"):
+    for column in ("run", "options of its own", "", "progress", "who, or why"):
         shown.add_column(column, overflow="fold")
-    for job, (state, remark) in zip(jobs, statuses, strict=True):
+    for job, own, (state, remark) in zip(jobs, _own_options(jobs), statuses, strict=True):
         if len(jobs) <= _LONGEST_TABLE or state in ("running", "failed"):
-            shown.add_row(Text(job.name), Text(state, _STYLES[state]), progress(job), Text(remark))
+            shown.add_row(Text(job.name), Text(own), Text(state, _STYLES[state]), progress(job), Text(remark))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     with console.capture() as captured:
         console.print(shown)
@@ -119,6 +120,13 @@ def _plan(study: str, argv: list[str], options: Options) -> list[Job]:
 
 def _keep_to_the_cpu() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _own_options(jobs: Sequence[Job]) -> list[str]:
+    """Of each job's options those that not all jobs have."""
+    options = [[shlex.join(words) for words in grouped(job.argv[1:])] for job in jobs]
+    shared = set(options[0]).intersection(*options)
+    return [" ".join(words for words in own if words not in shared) for own in options]
 
 
 def _counts(statuses: Sequence[Status]) -> str:

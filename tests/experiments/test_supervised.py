@@ -18,6 +18,8 @@ from experiments.harness.errors import UserError
 from experiments.harness.read import load_runs
 from experiments.harness.report import supervised as report
 from experiments.harness.report import write_report
+from experiments.harness.report.looks import palette
+from experiments.harness.report.panels import draw
 from experiments.harness.supervised import Judged, Task, TrainingConfig, evaluated, make_learner
 from experiments.harness.training import TrainingOptions, compiled, evaluate
 from experiments.harness.utilisation import training_flops
@@ -232,7 +234,9 @@ def test_the_report_has_tables_and_figures(runs, tmp_path):
     assert page.count("<figure>") == 4
     (rates,) = (plot for _, plot in report.plots(load_runs([runs])) if plot.name == "learning-rates")
     line = next(line for line in rates.panels[0].lines if line.method == "nap")
-    np.testing.assert_allclose(line.x, [0, 1, 2, 3])
+    np.testing.assert_allclose(line.x, [0.1, 0.2, 0.4, 0.8])
+    marks = draw(rates, palette(["none", "nap"])).axes[0].get_xticklabels()
+    assert [mark.get_text() for mark in marks] == ["0.1", "0.2", "0.4", "0.8"]
     weights = next(plot for _, plot in report.plots(load_runs([runs])) if plot.name == "weights")
     for line in weights.panels[1].lines:  # the zero of the warm-up is left out
         np.testing.assert_allclose(line.y, [0.01])

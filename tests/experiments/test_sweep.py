@@ -57,6 +57,13 @@ def test_a_run_that_begins_again_has_not_failed(tmp_path):
     assert look(one) == Status("waiting")
 
 
+def test_a_table_names_what_a_run_has_and_others_have_not(tmp_path):
+    shared = ("plasticity", "--stream", "random-labels")
+    jobs = [Job((*shared, "--hidden", "8", lr), (tmp_path / lr,)) for lr in ("--lr=1", "--lr=2")]
+    lines = sweep.table(jobs, [Status("done"), Status("failed", "nan")]).splitlines()
+    assert [line.split() for line in lines[1:3]] == [["--lr=1"] * 2 + ["done"], ["--lr=2"] * 2 + ["failed", "nan"]]
+
+
 TRACEBACK = [
     "seed0: 3/9",
     "Traceback (most recent call last):",
@@ -156,9 +163,9 @@ def test_here_what_failed_is_told_and_run_again_only_when_asked(tmp_path, traine
     assert trained == [0.5, 1.5, 2.5]
     assert "3 runs: 1 done, 0 running, 2 failed, 0 waiting" in shown.out and "a table of one run" not in shown.out
     first, second, third = (re.sub(" +", " ", line) for line in shown.out.splitlines()[1:4])
-    assert re.fullmatch(r"random-labels-nap-adam-lr0.5-\S+ done", first)
-    assert re.match(r"random-labels-nap-adam-lr1.5-\S+ failed the loss is nan at update 3 in ", second)
-    assert re.fullmatch(r"random-labels-nap-adam-lr2.5-\S+ failed ZeroDivisionError: by zero", third)
+    assert re.fullmatch(r"random-labels-nap-adam-lr0.5-\S+ --lr 0.5 done", first)
+    assert re.match(r"random-labels-nap-adam-lr1.5-\S+ --lr 1.5 failed the loss is nan at update 3 in ", second)
+    assert re.fullmatch(r"random-labels-nap-adam-lr2.5-\S+ --lr 2.5 failed ZeroDivisionError: by zero", third)
     assert "to the terminal" in shown.err and "--retry-failed" in shown.err
     assert sweep.main(argv) == 1 and len(trained) == 3
     assert sweep.main([*argv, "--retry-failed"]) == 1 and trained[3:] == [1.5, 2.5]

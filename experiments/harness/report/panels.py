@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from experiments.harness.report.looks import Palette, meaning
 
@@ -87,6 +87,7 @@ class Plot:
         sharey: whether all panels have one vertical axis, or those of a row.
         marks: places on the horizontal axis with a fine vertical line.
         stretches: what the horizontal axis consists of, named above the first panel.
+        log_axis: the horizontal axis is logarithmic; the places where there are points are marked on it.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Plot:
     sharey: bool | Literal["row"] = False
     marks: tuple[float, ...] = ()
     stretches: tuple[Stretch, ...] = ()
+    log_axis: bool = False
 
     @property
     def methods(self) -> list[str]:
@@ -238,12 +240,18 @@ def _finish(figure: Figure, panels: Sequence[Axes], plot: Plot) -> None:
         axes.grid(True, color="#e4e4e4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, colors="#333")
-        axes.set_xlim(left=0)
+        if plot.log_axis:
+            axes.set_xscale("log")
+            places = sorted({x for panel in plot.panels for line in panel.lines for x in line.x.tolist()})
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=divisor == 1))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:g}"))
         if plot.stretches:
             first, last = plot.stretches[0].start, plot.stretches[-1].end
             axes.set_xlim(first, last + 0.01 * (last - first))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=divisor == 1))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:g}"))
         if axes.get_yscale() == "log":
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=_multiples(high / low)))

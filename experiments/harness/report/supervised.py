@@ -282,19 +282,18 @@ def _weight_panels(arms: Sequence[Arm]) -> list[Panel]:
 
 
 def _rates_plot(arms: Sequence[Arm]) -> Plot | None:
-    """The last held-out loss over doublings of the learning rate; None where each method has one learning rate."""
+    """The last held-out loss over the learning rate; None where each method has one learning rate."""
     if len(choose(arms)) == len(arms):
         return None
-    least = min(arm.lr for arm in arms)
     lines = []
     for label, of_label in _by_label(arms).items():
         found = [(arm.lr, interval) for arm in of_label if (interval := arm.final(_LOSS)) is not None]
         if found:
-            places = np.array([math.log2(lr / least) for lr, _ in found])
+            places = np.array([lr for lr, _ in found])
             values, low, high = (np.array(part) for part in zip(*(interval for _, interval in found), strict=True))
             lines.append(Line(label, "mean", places, values, low, high))
-    panel = Panel(arms[0].problem, "held-out loss at the end", tuple(lines))
-    return Plot("learning-rates", (panel,), f"doublings of the learning rate, from {least:g}", height=3.4)
+    panel = Panel(arms[0].problem, "held-out loss at the end", tuple(lines), log=True)
+    return Plot("learning-rates", (panel,), "learning rate", log_axis=True, height=3.4)
 
 
 def _lines(arms: Sequence[Arm], curve: Callable[[LoadedRun], Curve]) -> list[Line]:
