@@ -1,8 +1,8 @@
 """Measure what the parts cost, against what they could cost: one table with the goals.
 
-Everything is the product's own code at the default configuration of `atari`, and of `plasticity`, on whatever device
-JAX has. The sides of a ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else
-should run meanwhile. A PyTorch to compare with is optional: `pip install torch`.
+Everything is the product's own code at the default configurations of its experiments, on whatever device JAX has. The
+sides of a ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else should run
+meanwhile. A PyTorch to compare with is optional: `pip install torch`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from experiments import harness
-from experiments.bench import atari, games, plasticity
+from experiments.bench import atari, games, plasticity, training
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
@@ -32,6 +32,7 @@ Name = Literal[
     "start-up",
     "games",
     "plasticity",
+    "training",
 ]
 
 BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
         "start-up": atari.start_up,
         "games": games.rows,
         "plasticity": plasticity.rows,
+        "training": training.rows,
     }
 )
 
@@ -77,7 +79,7 @@ def run(options: Options) -> None:
     names = options.only or tuple(BENCHMARKS)
     peak = matmul_peak(options.repeats)
     facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
-    if set(names) - {"games", "plasticity"}:
+    if set(names) - {"games", "plasticity", "training"}:
         facts |= atari.learner_facts(options.repeats, peak)
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)
