@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from nap import paths
 from nap.paths import PyTree
 from nap.projection import Affine, RoleSpec
-from nap.roles import Role, affine_groups, weight_groups
+from nap.roles import OUTPUT_AFFINE, Role, affine_groups, weight_groups
 from nap.roles import roles as find_roles
 from nap.tables import format_table
 
@@ -45,8 +45,8 @@ class AuditRow:
         constant, relative to the change when it is replaced by something else.
       invariant: whether `change` is below the tolerance.
       projected: whether NaP projects it.
-      joined: whether it is scaled and projected together with another: scale and offset of one normalization, or a
-        weight and the noise on it.
+      joined: whether it is scaled, and projected if at all, together with another: scale and offset of one
+        normalization, or a weight and the noise on it.
       verdict: what follows.
     """
 
@@ -159,12 +159,13 @@ def audit(
             "audit: the output is zero or not finite for these inputs, so there is nothing to compare with"
         )
     affine_of = {path: group for group in affine_groups(resolved) for path in group}
+    output_of = {path: group for group in affine_groups(resolved, OUTPUT_AFFINE) for path in group}
     weights_of = {path: group for group in weight_groups(resolved) for path in group}
     rows = []
     for leaf in resolved:
         if leaf.path not in values:
             continue
-        group = (affine_of | weights_of).get(leaf.path, (leaf.path,))
+        group = (affine_of | output_of | weights_of).get(leaf.path, (leaf.path,))
         # Without a random key a noise weight has no effect of its own: what counts is that of the two.
         exchanged = weights_of.get(leaf.path, (leaf.path,))
         replaced = effect({path: _something_else(values[path]) for path in exchanged})

@@ -19,7 +19,7 @@ import difflib
 import enum
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nap import paths
@@ -46,6 +46,9 @@ class Role(enum.StrEnum):
 
 AFFINE = {Role.SCALE: 1.0, Role.OFFSET: 0.0}
 """The roles that `affine=` of `normalize_and_project` acts on, with their values at initialization."""
+
+OUTPUT_AFFINE = (Role.OUTPUT_SCALE, Role.OUTPUT_OFFSET)
+"""Those of a normalization that only output layers read."""
 
 _WEIGHT_NAMES = frozenset({"kernel", "weight"})
 _SCALE_NAMES = frozenset({"scale", "gamma"})
@@ -172,10 +175,10 @@ def weight_groups(roles: Roles) -> list[tuple[str, ...]]:
     return [(path, noise[path]) if path in noise else (path,) for path in roles.paths(Role.HIDDEN)]
 
 
-def affine_groups(roles: Roles) -> list[tuple[str, ...]]:
-    """The scale and the offset of each hidden normalization layer, as one group of paths each."""
+def affine_groups(roles: Roles, wanted: Iterable[Role] = tuple(AFFINE)) -> list[tuple[str, ...]]:
+    """The scale and the offset of each normalization layer with the roles `wanted`, as one group of paths each."""
     groups: dict[str, list[str]] = {}
-    for path in roles.paths(*AFFINE):
+    for path in roles.paths(*wanted):
         groups.setdefault(path.rpartition("/")[0], []).append(path)
     return [tuple(group) for group in groups.values()]
 

@@ -105,6 +105,26 @@ def test_affine_left_free_keeps_an_implicit_schedule_too():
     assert verdicts == {"project": Verdict.FINE, "regularize": Verdict.FINE, "free": Verdict.IMPLICIT}
 
 
+class FlattenedNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.LayerNorm()(nn.Conv(16, (3, 3), use_bias=False)(x)))
+        x = nn.relu(nn.LayerNorm()(nn.Dense(16, use_bias=False)(x.reshape(len(x), -1))))
+        return nn.Dense(3)(x)
+
+
+def test_a_scale_and_an_offset_that_are_wrongly_free_are_found_jointly():
+    """By shapes only the output layer can read the first normalization. Before a ReLU neither is invariant alone."""
+    net = FlattenedNet()
+    params = net.init(jax.random.key(0), IMAGES)
+    audit = nap.audit(net.apply, params, IMAGES)
+    of_first = [audit[f"params/LayerNorm_0/{name}"] for name in ("scale", "bias")]
+    assert [row.role for row in of_first] == [Role.OUTPUT_SCALE, Role.OUTPUT_OFFSET]
+    assert [row.verdict for row in of_first] == [Verdict.IMPLICIT] * 2
+    named = {"*LayerNorm_0/scale": Role.SCALE, "*LayerNorm_0/bias": Role.OFFSET}
+    assert nap.audit(net.apply, params, IMAGES, roles=named).clean
+
+
 def test_affine_projection_before_a_curved_activation_is_a_constraint():
     network = as_functions(lambda rngs: MLP(8, [16, 16], 3, activation=jnp.tanh, rngs=rngs))
     params = network.init(jax.random.key(0))
