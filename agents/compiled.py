@@ -40,6 +40,11 @@ class Environment(NamedTuple):
     observe: Callable[[Playing], UInt8[Array, "stack *frame"]]
 
 
+def side_by_side(environment: Environment) -> Environment:
+    """Many of an environment: what its functions take and return has a leading axis of them."""
+    return Environment(jax.vmap(environment.start), jax.vmap(environment.advance), jax.vmap(environment.observe))
+
+
 Spread = Callable[..., Callable[..., Any]]
 """`spread(function, donate=False)` makes a function of one seed that of all, jitted; see `vmapped`. Of
 `function(shared, own, *others)`, `own` and the result then have a leading axis of seeds; with `donate` the result may
@@ -122,7 +127,7 @@ class Loop(NamedTuple):
     """The compiled functions for one environment; for all seeds, which are the leading axis of `own` and the results.
 
     Attributes:
-      begin: `begin((), (key, agent, replay, environment key))`, a `Running` at the start of episodes.
+      begin: `begin((), environment key)`, the environments at the start of episodes, and `Running.first`.
       play: `play((), running, taken, epsilons, rounds)`, steps without updates; the `Running` after, and a `Told`.
       learn: the same with updates, of which the last is measured.
       evaluate: `evaluate((), (params, key, environment key), epsilon)`, the returns of an episode in each environment.
@@ -131,7 +136,7 @@ class Loop(NamedTuple):
       rounds: the most that a stretch has.
     """
 
-    begin: Callable[..., Running]
+    begin: Callable[..., tuple[Playing, Array]]
     play: Callable[..., tuple[Running, Told]]
     learn: Callable[..., tuple[Running, Told]]
     evaluate: Callable[..., Array]
@@ -152,17 +157,15 @@ def returns_of_episodes(
       choose: `choose(observations, step)`, the actions at a step.
       keys: what each environment starts from.
     """
-    start: Callable[..., Playing] = jax.vmap(environment.start)
-    advance: Callable[..., tuple[Playing, Any]] = jax.vmap(environment.advance)
-    observe: Callable[..., Array] = jax.vmap(environment.observe)
+    environments = side_by_side(environment)
 
     def play(carry: tuple[Array, Playing, Array, Array]) -> tuple[Array, Playing, Array, Array]:
         step, playing, over, returns = carry
-        playing, made = advance(playing, choose(observe(playing), step))
+        playing, made = environments.advance(playing, choose(environments.observe(playing), step))
         returns = jnp.where(made.first & ~over, made.episode_return, returns)
         return step + 1, playing, over | made.first, returns
 
-    begun = jnp.zeros([], jnp.int32), start(keys), jnp.zeros(len(keys), bool), jnp.zeros(len(keys))
+    begun = jnp.zeros([], jnp.int32), environments.start(keys), jnp.zeros(len(keys), bool), jnp.zeros(len(keys))
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), play, begun)[3]
 
 
@@ -192,19 +195,15 @@ def make_loop(
     """
     shape = Round.of(num_envs, update_period)
     rounds = max(1, -(-log_every // shape.updates))
-    start: Callable[..., Playing] = jax.vmap(environment.start)
-    advance: Callable[..., tuple[Playing, Any]] = jax.vmap(environment.advance)
-    observe: Callable[..., Array] = jax.vmap(environment.observe)
+    environments = side_by_side(environment)
 
-    def begin(_: PyTree, own: tuple[Array, AgentState, ReplayState, Array]) -> Running:
-        key, agent, replay, environment_key = own
-        playing = start(jax.random.split(environment_key, num_envs))
-        return Running(key, agent, replay, playing, jnp.ones(num_envs, bool))
+    def begin(_: PyTree, environment_key: Array) -> tuple[Playing, Array]:
+        return environments.start(jax.random.split(environment_key, num_envs)), jnp.ones(num_envs, bool)
 
     def step(running: Running, taken: Array, epsilon: Array, updates: int, measured: bool) -> tuple[Running, tuple]:
         """All environments once, with updates beside it; as in `agents.loops.train` these do not know of the step."""
         act_key, learn_key = jax.random.split(running.key)
-        observation = observe(running.playing)
+        observation = environments.observe(running.playing)
         actions = functions.act(running.agent.params, observation, epsilon, act_key, taken)
 
         def update(carry: tuple[AgentState, ReplayState], _: None) -> tuple[tuple[AgentState, ReplayState], Array]:
@@ -217,7 +216,7 @@ def make_loop(
             *carry, loss, values = functions.measure(*carry, learn_key)
             losses = jnp.append(losses, loss)
         agent, replay = carry
-        playing, made = advance(running.playing, actions)
+        playing, made = environments.advance(running.playing, actions)
         replay = functions.add(replay, Step(observation[:, -1], actions, made.reward, made.discount, running.first))
         after = Running(running.key, agent, replay, playing, made.first)
         return after, (losses, values, made.first, made.episode_return)
@@ -311,7 +310,8 @@ def train(
     ):
         if value % each:
             raise ValueError(f"compiled loop: {name} is {value}, must be a multiple of {each}, a round's agent steps")
-    running = loop.begin((), (keys, state.agent, state.replay, environment_keys))
+    # The keys are copied: a stretch may reuse the memory of all it is given, and the caller needs its own again.
+    running = Running(jnp.copy(keys), state.agent, state.replay, *loop.begin((), environment_keys))
     end = taken + steps
     losses: list[list[float]] = [[] for _ in range(seeds)]
     returns: list[list[float]] = [[] for _ in range(seeds)]

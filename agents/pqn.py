@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from agents.compiled import Environment, Playing, Spread, returns_of_episodes, vmapped
+from agents.compiled import Environment, Playing, Spread, returns_of_episodes, side_by_side, vmapped
 from agents.dqn import epsilon_greedy, measures
 from nap.networks import Network
 from nap.paths import PyTree
@@ -188,13 +188,12 @@ def make_pqn(
             f"PQN: {settings.minibatches} minibatches do not divide the {settings.agent_steps} steps of a rollout"
         )
     optimizer = optax.with_extra_args_support(make_optimizer(jax.random.key(0)))
-    start, advance = jax.vmap(environment.start), jax.vmap(environment.advance)
-    observe = jax.vmap(environment.observe)
+    environments = side_by_side(environment)
 
     def begin(_: PyTree, key: Array) -> Running:
         network_key, optimizer_key, environment_key, key = jax.random.split(key, 4)
         params = network.init(network_key)
-        playing = start(jax.random.split(environment_key, settings.num_envs))
+        playing = environments.start(jax.random.split(environment_key, settings.num_envs))
         return Running(key, params, make_optimizer(optimizer_key).init(params), playing, jnp.zeros([], jnp.int32))
 
     def keys_of(running: Running) -> Key[Array, " 3"]:
@@ -206,16 +205,16 @@ def make_pqn(
         now = jnp.asarray(epsilon(running.rollouts))
 
         def step(playing: Playing, key: Array) -> tuple[Playing, tuple[Any, ...]]:
-            s_tm1 = observe(playing)
+            s_tm1 = environments.observe(playing)
             q_tm1 = network.apply(running.params, s_tm1)
             a_tm1 = epsilon_greedy(q_tm1, now, key)
-            playing, made = advance(playing, a_tm1)
+            playing, made = environments.advance(playing, a_tm1)
             return playing, (s_tm1, a_tm1, jnp.max(q_tm1, axis=1), made)
 
         playing, (s_tm1, a_tm1, v_tm1, made) = jax.lax.scan(
             step, running.playing, jax.random.split(key, settings.steps)
         )
-        v_last = jnp.max(network.apply(running.params, observe(playing)), axis=1)
+        v_last = jnp.max(network.apply(running.params, environments.observe(playing)), axis=1)
         truncated = made.first & (made.discount > 0)
         targets = jax.vmap(functools.partial(lambda_returns, q_lambda=settings.q_lambda), in_axes=1, out_axes=1)(
             made.reward, settings.gamma * made.discount, truncated, jnp.concatenate([v_tm1, v_last[None]])

@@ -1,8 +1,16 @@
 """`python -m experiments`: lists the experiments; `python -m experiments NAME ...` runs one."""
 
+import os
+import signal
 import sys
 
 from experiments.harness.catalogue import dispatch
 
 if __name__ == "__main__":
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        exit_code = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at exit
+        exit_code = 128 + signal.SIGPIPE
+    sys.exit(exit_code)

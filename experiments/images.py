@@ -33,17 +33,11 @@ from envs.loaders import (
     training_images,
 )
 from experiments import harness
-from experiments.harness.methods import (
-    NapConfig,
-    OptimizerConfig,
-    learning_rate,
-    make_optimizer,
-    norm_of,
-    parse_method,
-)
+from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
+from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
-from experiments.harness.supervised import Judged, Task, TrainingConfig, check, make_learner, setting_of
-from experiments.harness.training import Data, TrainingOptions, jobs_of_seeds, train
+from experiments.harness.supervised import Judged, Task, TrainingConfig, check
+from experiments.harness.training import Data, TrainingOptions, devices_of, jobs_of_seeds, run_to_end, share
 from nap.layers import ConvNorm
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.resnet import ResNet, resnet_18, resnet_50
@@ -155,40 +149,11 @@ def plan(argv: list[str]) -> list[harness.Job]:
 def run(config: Config, options: Options) -> Path:
     """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
     config = resolve(config)
+    devices_of(config.training, options)  # before anything is loaded
     harness.enable_compilation_cache()
-    method = parse_method(config.method)
-    loaded = load_images(config, options)
-    network = network_of(config, loaded)
-
-    def optimizer(key: jax.Array) -> optax.GradientTransformation:
-        setting = setting_of(network, key, config.updates)
-        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
-
-    with harness.open_run(
-        "images",
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.updates,
-        unit="updates",
-    ) as opened:
-        if not opened.done:
-            _, last = train(
-                opened,
-                make_learner(loaded.task(network), config.training, optimizer),
-                loaded.data,
-                config.training,
-                options,
-                updates=config.updates,
-                seed=config.seed,
-                rate=learning_rate(config.optimizer, config.updates),
-                dtype=config.dtype,
-            )
-            opened.finish({"updates": config.updates, **last})
-        print(opened.folder, *(f"{name} {value:.4g}" for name, value in opened.summary.items()))
-        return opened.folder
+    loaded = together(lambda: load_images(config, options))
+    task = loaded.task(network_of(config, loaded))
+    return run_to_end("images", config, options, task, loaded.data, label=_label(config))
 
 
 def resolve(config: Config) -> Config:
@@ -241,15 +206,15 @@ def load_images(config: Config, options: Options) -> Loaded:
     try:
         if _is_files(config):
             files = load_image_files(None if config.data == FILES else Path(config.data))
-            how: dict[str, Any] = {"workers": options.loaders, "size": config.image_size}
+            how: dict[str, Any] = {"workers": options.loaders, "size": config.image_size, "share": share()}
             train_loader = training_image_files(files.train, batch_size, seed=config.seed, **how)
             held_out = held_out_image_files(files.held_out, part, **how)
             classes, channels, constants = files.classes, 3, PUBLISHED[FILES]
         else:
             dataset = load(config.data)
             augment = config.augmentation == "crop-and-flip"
-            train_loader = training_images(dataset, batch_size, seed=config.seed, augment=augment)
-            held_out = held_out_images(dataset, part)
+            train_loader = training_images(dataset, batch_size, seed=config.seed, augment=augment, share=share())
+            held_out = held_out_images(dataset, part, share=share())
             classes, channels, constants = dataset.classes, dataset.images.shape[-1], statistics(dataset)
     except ValueError as error:
         raise harness.UserError(f"--data {config.data}: {error}") from None

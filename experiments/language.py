@@ -10,14 +10,15 @@ L2 regularization is a rival: `--method none+l2 --l2-strength 1e-4`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from envs.loaders import (
     Loader,
@@ -37,17 +38,12 @@ from envs.loaders import (
 )
 from experiments import harness
 from experiments.harness.choices import Choices, load_choices, score
-from experiments.harness.methods import (
-    NapConfig,
-    OptimizerConfig,
-    learning_rate,
-    make_optimizer,
-    norm_of,
-    parse_method,
-)
+from experiments.harness.mesh import on_every_device
+from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
+from experiments.harness.processes import in_first, together
 from experiments.harness.rivals import RivalsConfig
-from experiments.harness.supervised import Judged, Task, TrainingConfig, check, evaluated, make_learner, setting_of
-from experiments.harness.training import Data, TrainingOptions, jobs_of_seeds, train
+from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
+from experiments.harness.training import Data, TrainingOptions, devices_of, jobs_of_seeds, run_to_end, share
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.attention import AttentionKernel
 from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
@@ -171,52 +167,26 @@ def plan(argv: list[str]) -> list[harness.Job]:
 def run(config: Config, options: TrainingOptions) -> Path:
     """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
     config = resolve(config)
+    mesh = devices_of(config.training, options)  # before anything is loaded
     harness.enable_compilation_cache()
-    method = parse_method(config.method)
     text = load(config, options)
     network = network_of(config, text.tokenizer.vocabulary)
     task = Task(network, lambda batch: batch.inputs, lambda logits, batch: judge(logits, batch, z_loss=config.z_loss))
+    logits = jax.jit(network.evaluate) if mesh is None else on_every_device(network.evaluate, mesh)
 
-    def optimizer(key: jax.Array) -> optax.GradientTransformation:
-        setting = setting_of(network, key, config.updates)
-        return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting)
+    def at_end(opened: harness.Run, state: State) -> dict[str, float | str]:
+        scored = {
+            f"{choices.form}/{name}": value
+            for choices in text.choices
+            for name, value in score(
+                lambda tokens: logits(*evaluated(state), tokens), choices.questions, text.tokenizer, config.sequence
+            ).items()
+        }
+        if scored:
+            opened.record({"phase": "choices", "updates": config.updates, **scored})
+        return {**scored, "held_out_text": text.fingerprint}
 
-    with harness.open_run(
-        "language",
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.updates,
-        unit="updates",
-    ) as opened:
-        if not opened.done:
-            state, last = train(
-                opened,
-                make_learner(task, config.training, optimizer),
-                text.data,
-                config.training,
-                options,
-                updates=config.updates,
-                seed=config.seed,
-                rate=learning_rate(config.optimizer, config.updates),
-                dtype=config.dtype,
-            )
-            logits = jax.jit(network.evaluate)
-            scored = {
-                f"{choices.form}/{name}": value
-                for choices in text.choices
-                for name, value in score(
-                    lambda tokens: logits(*evaluated(state), tokens), choices.questions, text.tokenizer, config.sequence
-                ).items()
-            }
-            if scored:
-                opened.record({"phase": "choices", "updates": config.updates, **scored})
-            opened.finish({"updates": config.updates, **last, **scored, "held_out_text": text.fingerprint})
-        numbers = {name: value for name, value in opened.summary.items() if not isinstance(value, str)}
-        print(opened.folder, *(f"{name} {value:.4g}" for name, value in numbers.items()))
-        return opened.folder
+    return run_to_end("language", config, options, task, text.data, label=_label(config), at_end=at_end)
 
 
 class Text(NamedTuple):
@@ -302,50 +272,94 @@ def network_of(config: Config, vocabulary: int) -> StatefulNetwork:
         raise harness.UserError(f"the network: {error}") from None
 
 
+class Source(NamedTuple):
+    """Documents that were found.
+
+    Attributes:
+        documents: what a tokenizer is learned from.
+        held_out: what is evaluated on.
+        train: (tokenizer) -> the batches to train on.
+    """
+
+    documents: Sequence[str]
+    held_out: Sequence[str]
+    train: Callable[[Tokenizer], Loader]
+
+
 def load(config: Config, options: TrainingOptions) -> Text:
     """The text of a resolved configuration, tokenized. Raises harness.UserError where it is not there, or damaged."""
-    choices = load_choices(config.choices)
-    make_loaders = _streamed if config.streamed else _in_memory
+
+    def read() -> tuple[list[Choices], Source]:
+        choices = load_choices(config.choices)
+        with _told_of(config):
+            return choices, (_streamed if config.streamed else _in_memory)(config)
+
+    choices, source = together(read)
+    tokenizer = _tokenizer(config, options, source.documents)
+    with _told_of(config):
+        tokens = tokenize(source.held_out, tokenizer)
+        if config.evaluation_tokens:
+            tokens = tokens[: config.evaluation_tokens + 1]
+        held_out = held_out_sequences(tokens, config.sequence, config.training.part, share=share())
+        data = Data(source.train(tokenizer), held_out, "tokens")
+    return Text(data, tokenizer, fingerprint(source.held_out), choices)
+
+
+@contextlib.contextmanager
+def _told_of(config: Config) -> Iterator[None]:
+    """Names the option where the text is at fault."""
     try:
-        data, tokenizer, held_out = make_loaders(config, options)
+        yield
     except ValueError as error:
         raise harness.UserError(f"--{'streamed' if config.streamed else 'text'}: {error}") from None
-    return Text(data, tokenizer, fingerprint(held_out), choices)
 
 
-def _in_memory(config: Config, options: TrainingOptions) -> tuple[Data, Tokenizer, Sequence[str]]:
+def _in_memory(config: Config) -> Source:
     corpus = load_text(config.text, held_out=config.held_out or None)
-    tokenizer = _tokenizer(config, options, corpus.documents)
-    tokens = tokenize(corpus.documents, tokenizer)
-    train_loader = training_sequences(tokens, config.sequence, config.training.batch_size, seed=config.seed)
-    return _with_held_out(config, tokenizer, train_loader, corpus.held_out), tokenizer, corpus.held_out
+
+    def train(tokenizer: Tokenizer) -> Loader:
+        tokens = tokenize(corpus.documents, tokenizer)
+        batch_size = config.training.batch_size
+        return training_sequences(tokens, config.sequence, batch_size, seed=config.seed, share=share())
+
+    return Source(corpus.documents, corpus.held_out, train)
 
 
-def _streamed(config: Config, options: TrainingOptions) -> tuple[Data, Tokenizer, Sequence[str]]:
+def _streamed(config: Config) -> Source:
     stream = open_stream(config.streamed)
-    needed = first_documents(stream, TOKENIZER_DOCUMENTS) if config.vocabulary else ()
-    tokenizer = _tokenizer(config, options, needed)
-    train_loader = training_stream(stream, tokenizer, config.sequence, config.training.batch_size, seed=config.seed)
+    documents = first_documents(stream, TOKENIZER_DOCUMENTS) if config.vocabulary else ()
     # A document is seldom shorter than 64 tokens.
     held_out = first_documents(open_stream(config.streamed, "validation"), -(-config.evaluation_tokens // 64))
-    return _with_held_out(config, tokenizer, train_loader, held_out), tokenizer, held_out
 
+    def train(tokenizer: Tokenizer) -> Loader:
+        batch_size = config.training.batch_size
+        return training_stream(stream, tokenizer, config.sequence, batch_size, seed=config.seed, share=share())
 
-def _with_held_out(config: Config, tokenizer: Tokenizer, train_loader: Loader, documents: Sequence[str]) -> Data:
-    tokens = tokenize(documents, tokenizer)
-    if config.evaluation_tokens:
-        tokens = tokens[: config.evaluation_tokens + 1]
-    return Data(train_loader, held_out_sequences(tokens, config.sequence, config.training.part), "tokens")
+    return Source(documents, held_out, train)
 
 
 def _tokenizer(config: Config, options: TrainingOptions, documents: Sequence[str]) -> Tokenizer:
     """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them."""
     if config.tokenizer:
-        return load_bpe(Path(config.tokenizer))
+        with _told_of(config):
+            return load_bpe(Path(config.tokenizer))
     if not config.vocabulary:
         return byte_tokenizer()
     path = options.out / "tokenizers" / f"{config.vocabulary}-{fingerprint(documents)[:8]}.json"
-    return load_bpe(path) if path.is_file() else train_bpe(documents, config.vocabulary, path)
+
+    def learned() -> str:
+        with _told_of(config):
+            if path.is_file():
+                load_bpe(path)  # so that an error names it, and not its copy
+            else:
+                train_bpe(documents, config.vocabulary, path)
+            return path.read_text()
+
+    text = in_first(learned)
+    with _told_of(config), tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name  # not every process has the file
+        copy.write_text(text)
+        return load_bpe(copy)
 
 
 def judge(logits: jax.Array, batch: TextBatch, *, z_loss: float = 0.0) -> Judged:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +33,7 @@ from experiments.harness.methods import (
     adapt_network,
     learning_rate,
     make_optimizer,
+    method_label,
     method_names,
     norm_of,
     parse_method,
@@ -96,9 +96,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     jobs = []
     for cell in cells(argv):
         config, options = _parse(cell)
-        config = check(config, options)
-        folder = harness.run_folder("plasticity", config, out=options.out, label=_label(config))
-        jobs.append(harness.Job(("plasticity", *cell), (folder,)))
+        jobs.append(harness.job_of("plasticity", cell, [check(config, options)], options, _label))
     return jobs
 
 
@@ -247,15 +245,16 @@ def _main(argv: list[str]) -> int:
 
 
 def _label(config: Config) -> str:
+    method, optimizer = method_label(config.method, config.optimizer), config.optimizer
     seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
-    return f"{config.stream}-{config.method}-{config.optimizer.optimizer}-lr{config.optimizer.lr:g}-{seeds}"
+    return f"{config.stream}-{method}-{optimizer.optimizer}-lr{optimizer.lr:g}-{seeds}"
 
 
 def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
     """The configuration of one cell: the stream's preset, then the options."""
     stream = _given("--stream", argv) or Config.stream
     if stream not in STREAMS:
-        raise harness.unknown("a stream", stream, STREAMS)
+        raise harness.unknown("a stream", stream, STREAMS, option="--stream")
     if _given("--preset", argv) is None:
         argv = ["--preset", "quick", *argv]
     streams = "\n".join(f"  {name}: {kind.summary} ({', '.join(kind.published)})" for name, kind in STREAMS.items())
@@ -286,17 +285,15 @@ def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
     recorder = _Recorder(config, stream, opened)
     done, (saved, totals) = opened.restore((seeds.drop_padding(own.state), recorder.totals))
     own, recorder.totals = own._replace(state=seeds.pad(saved, own.state)), totals
-    last_save = time.monotonic()
     stretches = config.updates // config.record_every
     while done < stretches:
         task, start = divmod(done * config.record_every, config.protocol.updates_per_task)
         own, row = stretch(data, own, jnp.asarray(task, jnp.int32), jnp.asarray(start, jnp.int32))
         recorder.add(task, start + config.record_every, row)
         done += 1
-        if done == stretches or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+        if done == stretches or opened.save_due(SAVE_SECONDS):
             recorder.flush()
             opened.save(done, (seeds.drop_padding(own.state), recorder.totals))
-            last_save = time.monotonic()
         opened.check_interrupted()
     opened.finish(recorder.summary())
 

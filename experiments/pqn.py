@@ -118,7 +118,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     """The command itself, which makes one run of all its seeds. Raises harness.UserError."""
     use_all_cores()
     config, options = _parse(argv)
-    return [harness.Job(("pqn", *argv), (harness.run_folder("pqn", config, out=options.out, label=_label(config)),))]
+    return [harness.job_of("pqn", argv, [config], options, _label)]
 
 
 def run(config: Config, options: harness.RunOptions) -> Path:
@@ -145,7 +145,7 @@ def resolve(config: Config) -> Config:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
     if config.game not in GAMES:
-        raise harness.unknown("a game in JAX", config.game, GAMES)
+        raise harness.unknown("a game in JAX", config.game, GAMES, option="--game")
     try:
         game = GAMES[config.game]()
     except ValueError as error:
@@ -264,8 +264,7 @@ def _run(config: Config, opened: harness.Run) -> None:
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
     done, (saved, last_returns) = opened.restore((seeds.drop_padding(running), np.full(config.seeds, np.nan)))
     running, recorder = seeds.pad(saved, running), _Recorder(config, opened)
-    last_save = started = time.monotonic()
-    begun = done
+    begun, started = done, time.monotonic()
     while done < config.rollouts:
         in_iteration = done % config.iteration_rollouts
         to_next = config.log_every - done % config.log_every if done else 1  # the first one alone: norms start from it
@@ -280,10 +279,9 @@ def _run(config: Config, opened: harness.Run) -> None:
             last_returns = returns.mean(axis=1, dtype=np.float64)
             recorder.evaluated(done, last_returns)
             begun, started = done, time.monotonic()
-        if done == config.rollouts or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+        if done == config.rollouts or opened.save_due(SAVE_SECONDS):
             recorder.flush()
             opened.save(done, (seeds.drop_padding(running), last_returns))
-            last_save = time.monotonic()
         opened.check_interrupted()
     opened.finish({"seeds": config.seeds, "frames": config.frames, "eval/return": float(np.mean(last_returns))})
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
+import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -31,13 +30,14 @@ from experiments.harness.classifier import (
     Method,
     Optimizer,
     Problem,
-    load_problem,
     make_training,
-    over_seeds,
+    parse_study,
+    scores_over_seeds,
 )
 from experiments.harness.seeds import use_all_cores
+from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import RESAMPLES, Interval, paired_difference
-from experiments.harness.trace import load_trace, save_trace
+from experiments.harness.trace import Trace
 from nap import schedules
 from nap.schedules import profiles
 from nap.tables import format_table
@@ -55,7 +55,6 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 }
 LOW = 0.1
 """The share of the updates up to which a budget is a low one."""
-SAVE_SECONDS = 30.0
 _SAME = 1e-7  # errors are shares of some thousand images at most, in float32: what is nearer than this is equal
 
 
@@ -92,9 +91,8 @@ def main(argv: list[str]) -> int:
 
 def plan(argv: list[str]) -> list[harness.Job]:
     """The one command, which makes the runs of both optimizers. Raises harness.UserError."""
-    configs, options = _parse(argv)
-    folders = (harness.run_folder(NAME, config, out=options.out, label=_label(config)) for config in configs)
-    return [harness.Job((NAME, *argv), tuple(folders))]
+    configs, options, _ = _parse(argv)
+    return [harness.job_of(NAME, argv, configs, options, _label)]
 
 
 def mean_ranks(
@@ -128,16 +126,15 @@ def rank_intervals(
 def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
-    configs, options = _parse(argv)
-    _, dataset = load_problem(configs[0].problem)
-    scores = [load_trace(_run(config, options, dataset))["scores"] for config in configs]
+    configs, options, dataset = _parse(argv)
+    scores = [_run(config, options, dataset)["scores"] for config in configs]
     print(f"{configs[0].problem.data}, {configs[0].method}\n\n{tables(configs, scores)}\n")
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds]:
-    """The configuration of each optimizer, and the other options."""
-    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
+def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Dataset]:
+    """The configuration of each optimizer, the other options and the data."""
+    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
     if config.updates < 1:
         raise harness.UserError(f"--updates {config.updates}: it must be at least 1")
     least = 1 / config.updates
@@ -145,11 +142,7 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds]:
         raise harness.UserError(
             f"--budgets {' '.join(map(str, config.budgets))}: shares of the updates, of at least one ({least:.2g}) to 1"
         )
-    if config.seed < 0:
-        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
-    problem, _ = load_problem(config.problem)
-    config = dataclasses.replace(config, problem=problem, seeds=options.seeds)
-    return [dataclasses.replace(config, optimizer=one, rates=RATES[one]) for one in OPTIMIZERS], options
+    return [dataclasses.replace(config, optimizer=one, rates=RATES[one]) for one in OPTIMIZERS], options, dataset
 
 
 def _label(config: Config) -> str:
@@ -157,53 +150,31 @@ def _label(config: Config) -> str:
     return f"{config.optimizer}-{config.method}-{seeds}"
 
 
-def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Path:
-    """All budgets with one optimizer, from the beginning or from where they were left; the folder."""
-    with harness.open_run(
-        NAME,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=len(config.budgets) * len(SCHEDULES),
-        unit="cells",
-    ) as opened:
-        if not opened.done:
-            _cells(config, opened, dataset)
-        return opened.folder
+def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
+    """All budgets with one optimizer."""
+    train = functools.partial(_train, config, dataset)
+    return trace_of(NAME, config, options, train, label=_label(config), stages=len(config.budgets) * len(SCHEDULES))
 
 
-def _cells(config: Config, opened: harness.Run, dataset: Dataset) -> None:
+def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
     """One budget after another, in each one schedule after another; all rates and seeds of these side by side."""
     seeds = range(config.seed, config.seed + config.seeds)
     shape = (len(SCHEDULES), len(config.budgets), len(config.rates), config.seeds, len(SCORES))
-    done, scores = opened.restore(np.full(shape, np.nan, np.float32))
-    scores, last_save = np.array(scores), time.monotonic()
+    scores = np.full(shape, np.nan, np.float32)
 
     @functools.cache
-    def training(updates: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    def training(updates: int) -> Callable[[np.ndarray], np.ndarray]:
         train = make_training(config.problem, dataset, config.method, config.optimizer, updates)
-        return over_seeds(lambda data, own: train(data, own).scores, dataset, len(config.rates), seeds)
+        return scores_over_seeds(train, dataset, len(config.rates), seeds)
 
-    while done < len(config.budgets) * len(SCHEDULES):
-        budget, which = divmod(done, len(SCHEDULES))
+    def stage(budget: int, which: int) -> None:
         updates, schedule = config.lengths[budget], list(SCHEDULES)[which]
         rates = np.stack([SCHEDULES[schedule](rate, updates)(np.arange(updates)) for rate in config.rates])
-        trained = training(updates)(rates)
-        scores[which, budget] = np.stack([trained[name] for name in SCORES], axis=-1)
+        scores[which, budget] = training(updates)(rates)
         _record(config, opened, schedule, budget, scores[which, budget])
-        done += 1
-        opened.progress.update(cells=done)
-        if (
-            done == len(config.budgets) * len(SCHEDULES)
-            or opened.interrupted
-            or (time.monotonic() - last_save > SAVE_SECONDS)
-        ):
-            opened.save(done, scores)
-            last_save = time.monotonic()
-        opened.check_interrupted()
-    save_trace(opened.folder, {"scores": scores})
+
+    cells = itertools.product(range(len(config.budgets)), range(len(SCHEDULES)))
+    run_stages(opened, {"scores": scores}, [functools.partial(stage, *cell) for cell in cells])
     opened.finish(_summary(config, scores))
 
 

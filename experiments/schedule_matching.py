@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -112,8 +111,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     """The one command, which makes the runs of all variants. Raises harness.UserError."""
     config, options = _parse(argv)
     variants = (dataclasses.replace(config, method=method) for method in METHODS)
-    folders = (harness.run_folder(NAME, one, out=options.out, label=_label(one)) for one in variants)
-    return [harness.Job((NAME, *argv), tuple(folders))]
+    return [harness.job_of(NAME, argv, variants, options, _label)]
 
 
 def resolve(config: Config) -> Config:
@@ -321,7 +319,6 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
     task, (saved, trace) = opened.restore((seeds.drop_padding(own.state), empty))
     own = own._replace(state=seeds.pad(saved, own.state))
     trace = {name: np.array(values) for name, values in trace.items()}
-    last_save = time.monotonic()
     while task < stream.tasks:
         own, recorded = learn_task(data, own, jnp.asarray(task, jnp.int32))
         for name, values in jax.device_get(recorded).items():
@@ -329,9 +326,8 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
             trace[name][:, task * length : (task + 1) * length] = values[: seeds.count]
         task += 1
         _record(config, opened, task, trace, multipliers, free or trace)
-        if task == stream.tasks or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+        if task == stream.tasks or opened.save_due(SAVE_SECONDS):
             opened.save(task, (seeds.drop_padding(own.state), trace))
-            last_save = time.monotonic()
         opened.check_interrupted()
     if free is None:
         save_trace(opened.folder, trace)

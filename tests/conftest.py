@@ -12,6 +12,15 @@ _cache = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "nap-ja
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["nap", "agents", "envs"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """What a module's tests compiled is dropped behind them: that of the whole suite would take gigabytes."""
+    yield
+    jax.clear_caches()

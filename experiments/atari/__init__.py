@@ -32,7 +32,7 @@ from envs.games.vector import advance, start
 from envs.scores import games_in, human_normalised
 from experiments import harness
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
-from experiments.atari.devices import mesh_of, on_mesh
+from experiments.atari.devices import devices_of, on_mesh
 from experiments.atari.matching import Multipliers, free_of, multipliers_of
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.grid import with_options
@@ -43,9 +43,11 @@ from experiments.harness.methods import (
     adapt_network,
     learning_rate,
     make_optimizer,
+    method_label,
     norm_of,
     parse_method,
 )
+from experiments.harness.processes import check_alone, together
 from experiments.harness.rivals import Setting
 from nap.networks import Network
 
@@ -53,7 +55,7 @@ from nap.networks import Network
 def main(argv: list[str]) -> int:
     """Run from the command line; returns the exit code."""
     return harness.run_command(
-        lambda config, options: run(config, options, mesh_of(config, options)),
+        lambda config, options: run(config, options, devices_of(config, options)),
         Config, argv, name="atari", description=__doc__, presets=PRESETS, options_type=DeviceOptions,
     )  # fmt: skip
 
@@ -63,6 +65,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     config, options = harness.parse_command(
         Config, argv, name="atari", description=__doc__, presets=PRESETS, options_type=DeviceOptions
     )
+    check_alone(options.coordinator)
     return [
         harness.Job(
             ("atari", *with_options(argv, {"--games": None, "--game": one.game, "--seeds": None, "--seed": one.seed})),
@@ -227,8 +230,7 @@ def make_environments(config: Config) -> AtariEnvs | GameEnvs:
 
 
 def _label(config: Config) -> str:
-    schedule = config.optimizer.schedule
-    method = config.method if schedule == "constant" else f"{config.method}-{schedule}"
+    method = method_label(config.method, config.optimizer)
     return f"{config.game}-{config.agent}-{method}-seed{config.seed}"
 
 
@@ -266,9 +268,12 @@ def _train_and_evaluate(
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
     needed = bytes_of(jax.eval_shape(functions.init, init_key)) * copies_in_memory(mesh)
-    opened.progress.say(
-        require_memory("replay, network and optimizer", needed, jax.devices()[0], "take a smaller --replay-capacity")
+    told = together(
+        lambda: require_memory(
+            "replay, network and optimizer", needed, jax.local_devices()[0], "take a smaller --replay-capacity"
+        )
     )
+    opened.progress.say(told)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
     iteration, (state, last_return) = opened.restore((functions.init(init_key), np.asarray(np.nan)))
     while iteration < config.iterations:

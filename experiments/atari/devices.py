@@ -1,4 +1,9 @@
-"""A run on several devices, which share each batch. It is the same run: its results differ by rounding only."""
+"""A run on several devices, which share each batch. It is the same run: its results differ by rounding only.
+
+Of several processes each plays the same games with the same seeds, so all come to the same replay, bit for bit, and
+nothing of it travels. It costs every host the emulators' time, and saves none of it: what is divided is learning.
+Whether all saw the same returns is compared whenever they are recorded.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,18 @@ from agents.dqn import Agent
 from agents.replay import Replay, ReplayState, Sample
 from experiments.atari.config import Config
 from experiments.harness.command_line import DeviceOptions
-from experiments.harness.mesh import check_divisible, data_parallel, make_mesh, on_every_device, replicated
+from experiments.harness.mesh import check_divisible, data_parallel, mesh_of, on_every_device, replicated
 
 
-def mesh_of(config: Config, options: DeviceOptions) -> Mesh | None:
+def devices_of(config: Config, options: DeviceOptions) -> Mesh | None:
     """The devices that share each batch; None: there is a single one, and nothing to share.
 
     Raises:
         harness.UserError: there are not so many, or they can't share a batch evenly.
     """
-    if options.devices == 1:
-        return None
-    mesh = make_mesh(options.devices)
-    check_divisible("--batch-size", config.batch_size, mesh)
+    mesh = mesh_of(options.devices)
+    if mesh is not None:
+        check_divisible("--batch-size", config.batch_size, mesh)
     return mesh
 
 

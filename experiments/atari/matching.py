@@ -15,6 +15,7 @@ from agents.dqn import layer_of
 from experiments import harness
 from experiments.atari.config import Config
 from experiments.harness.methods import ORDERS, NapConfig
+from experiments.harness.processes import in_first
 from nap.networks import Network
 from nap.roles import weight_groups
 
@@ -54,13 +55,18 @@ def multipliers_of(config: Config, network: Network, free: Path) -> Multipliers:
 
     roles = nap.roles(jax.eval_shape(network.init, jax.random.key(0)))
     names = {"+".join(group): f"weight_norm/{layer_of(group[0])}" for group in weight_groups(roles)}
-    (run,) = load_runs([free])
-    try:
-        rows = run.records.select("updates", *names.values()).drop_nulls()
-    except pl.exceptions.ColumnNotFoundError as error:
-        raise harness.UserError(f"the run in {free} is damaged: {error}; --fresh runs it again") from None
-    norms = {path: rows[name].to_numpy() for path, name in names.items()}
+
+    def read() -> dict[str, np.ndarray]:
+        (run,) = load_runs([free])
+        try:
+            rows = run.records.select("updates", *names.values()).drop_nulls()
+        except pl.exceptions.ColumnNotFoundError as error:
+            raise harness.UserError(f"the run in {free} is damaged: {error}; --fresh runs it again") from None
+        return {name: rows[name].to_numpy() for name in rows.columns}
+
+    rows = in_first(read)
+    norms = {path: rows[name] for path, name in names.items()}
     if config.optimizer.schedule == "global-matching":
         norms = dict.fromkeys(norms, np.exp(np.mean([np.log(of_layer) for of_layer in norms.values()], axis=0)))
     # A record holds the norms before its own update, the first of which is number 1.
-    return nap.matching_schedule(norms, ORDERS[config.optimizer.optimizer], rows["updates"].to_numpy() - 1)
+    return nap.matching_schedule(norms, ORDERS[config.optimizer.optimizer], rows["updates"] - 1)

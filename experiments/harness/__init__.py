@@ -12,7 +12,7 @@ from experiments.harness.command_line import (
 from experiments.harness.compilation import enable_compilation_cache
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
 from experiments.harness.identity import config_hash
-from experiments.harness.jobs import Job
+from experiments.harness.jobs import Job, job_of
 from experiments.harness.run import Run, open_run, run_folder
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "dispatch",
     "enable_compilation_cache",
     "exit_code_of",
+    "job_of",
     "open_run",
     "parse_command",
     "parse_options",

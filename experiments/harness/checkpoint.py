@@ -1,6 +1,7 @@
 """Checkpoints that a run killed at any moment can trust: orbax's v1 API, with a checksum for every file.
 
-`checkpoints/<iteration>/` is orbax's; `checkpoints/<iteration>.arrays/` has the large arrays, as a replay's frames.
+`checkpoints/<iteration>/` is orbax's; `checkpoints/<iteration>.arrays/` has the large arrays, as a replay's frames. Of
+a run of several processes it has all: orbax would have every process write, and they need not share a disk.
 `checkpoints/<iteration>.json`, written last, tells that both are complete. It holds whose checkpoint this is, the marks
 (how long the record files were), each leaf's shape and dtype, and the size and CRC-32 of every file, because orbax
 notices a missing file but not a changed byte in an array.
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from experiments.harness import large_arrays
 from experiments.harness.errors import UserError
 from experiments.harness.identity import difference
+from experiments.harness.processes import several
 
 _READ_BYTES = 1 << 20
 _ORBAX_ENDS_SECONDS = 5.0
@@ -76,11 +78,14 @@ class Checkpoints:
         folder = self.path(iteration)
         self._delete(iteration)  # what a killed process or a damaged disk left under this name
         self._folder.mkdir(parents=True, exist_ok=True)
+        leaves, structure = jax.tree.flatten(state)
+        ours = [i for i, leaf in enumerate(leaves) if several() or large_arrays.is_large(leaf)]
         try:
-            with _quiet_orbax():
-                ocp.save(str(folder), jax.tree.map(_writable, state))
-            large = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state)) if large_arrays.is_large(leaf)}
-            if large:
+            if len(ours) < len(leaves):
+                with _quiet_orbax():
+                    writable = [0 if i in ours else _writable(leaf) for i, leaf in enumerate(leaves)]
+                    ocp.save(str(folder), structure.unflatten(writable))
+            if ours:
                 _arrays(folder).mkdir()
             content = {
                 **self._identity,
@@ -88,7 +93,7 @@ class Checkpoints:
                 "marks": dict(marks),
                 "leaves": _describe(state),
                 "files": _checksums(folder),
-                "arrays": {name: large_arrays.write(_arrays(folder) / name, leaf) for name, leaf in large.items()},
+                "arrays": {str(i): large_arrays.write(_arrays(folder) / str(i), _numbers(leaves[i])) for i in ours},
             }
             write_atomically(_commit(folder), json.dumps({"crc32": _crc32(content), "content": content}))
         except Exception:
@@ -226,18 +231,21 @@ def _load(folder: Path, state: Any, content: Mapping[str, Any]) -> Any:
             f"the checkpoint {folder} was written by other code: leaf {change}; go back to that code, or start over "
             "with --fresh"
         )
+    leaves, structure = jax.tree.flatten(state)
+    ours = {int(name): checksum for name, checksum in content.get("arrays", {}).items()}
     try:
-        with _quiet_orbax():
-            loaded = ocp.load(str(folder), jax.tree.map(_target, state))
+        with _quiet_orbax(), _by_one_process():
+            targets = [0 if i in ours else _target(leaf) for i, leaf in enumerate(leaves)]
+            loaded = ocp.load(str(folder), structure.unflatten(targets)) if len(ours) < len(leaves) else state
     except Exception as error:  # whatever orbax cannot read, an older checkpoint may serve
         raise _Unusable(f"orbax cannot read it ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
-    leaves, structure = jax.tree.flatten(jax.tree.map(_as_before, state, loaded))
-    for name, expected in content.get("arrays", {}).items():
+    found = jax.tree.leaves(loaded)
+    for i, checksum in ours.items():
         try:
-            leaves[int(name)] = large_arrays.read(_arrays(folder) / name, leaves[int(name)], expected)
+            found[i] = large_arrays.read(_arrays(folder) / str(i), _numbers_like(leaves[i]), checksum)
         except ValueError as error:
-            raise _Unusable(f"its array {name} cannot be read ({error})") from None
-    return structure.unflatten(leaves)
+            raise _Unusable(f"its array {i} cannot be read ({error})") from None
+    return structure.unflatten(map(_as_before, leaves, found))
 
 
 def _describe(state: Any) -> dict[str, str]:
@@ -250,11 +258,27 @@ def _describe(state: Any) -> dict[str, str]:
     }
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf has typed random keys, which orbax knows and a file of plain bytes does not."""
+    import jax
+
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def typed_like(leaf: Any, loaded: Any) -> Any:
+    """A loaded array, weakly typed where the leaf is: it promotes differently, and may change the precision."""
+    import jax.numpy as jnp
+
+    if getattr(leaf, "weak_type", False) and not loaded.weak_type:
+        return jnp.full(loaded.shape, loaded.dtype.type(0).item()).at[...].set(loaded)
+    return loaded
+
+
 def _writable(leaf: Any) -> Any:
-    """A leaf as orbax takes it: without large arrays, which are not its; it refuses NumPy scalars and empty arrays."""
+    """A leaf as orbax takes it: it refuses NumPy scalars and empty arrays."""
     import numpy as np
 
-    if getattr(leaf, "size", 1) == 0 or large_arrays.is_large(leaf):
+    if getattr(leaf, "size", 1) == 0:
         return 0
     return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
 
@@ -263,25 +287,52 @@ def _target(leaf: Any) -> Any:
     """What orbax loads a leaf into: shape, dtype and placement of an array, without holding on to its buffer."""
     import jax
 
-    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and leaf.size and not large_arrays.is_large(leaf):
+    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and leaf.size:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return _writable(leaf)
 
 
-def _as_before(leaf: Any, loaded: Any) -> Any:
-    """A loaded leaf with what orbax does not keep: NumPy scalars, arrays without elements, weak types."""
-    import jax.numpy as jnp
+def _numbers(leaf: Any) -> Any:
+    """An array as our own files take it. A large one stays on its device."""
+    import jax
     import numpy as np
 
-    if getattr(leaf, "size", 1) == 0 or large_arrays.is_large(leaf):
+    numbers = jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return numbers if large_arrays.is_large(numbers) else np.asarray(numbers)
+
+
+def _numbers_like(leaf: Any) -> Any:
+    """What our own file of a leaf is read into."""
+    import jax
+    import numpy as np
+
+    if is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return np.empty(leaf.shape, leaf.dtype) if isinstance(leaf, np.generic) or not leaf.size else leaf
+
+
+def _as_before(leaf: Any, loaded: Any) -> Any:
+    """A loaded leaf with what files do not keep: NumPy scalars, arrays without elements, random keys, weak types."""
+    import jax
+    import numpy as np
+
+    if getattr(leaf, "size", 1) == 0:
         return leaf
     if isinstance(leaf, np.generic):
         return loaded[()]
-    if getattr(leaf, "weak_type", False) and not loaded.weak_type:
-        # A weakly typed array promotes differently: without this, a resumed run could compute in another precision.
-        return jnp.full(loaded.shape, loaded.dtype.type(0).item()).at[...].set(loaded)
-    return loaded
+    if is_key(leaf) and not is_key(loaded):
+        return jax.device_put(jax.random.wrap_key_data(loaded, impl=jax.random.key_impl(leaf)), leaf.sharding)
+    return typed_like(leaf, loaded)
+
+
+def _by_one_process() -> contextlib.AbstractContextManager[Any]:
+    """orbax as in a process that is alone: of several, the first one reads."""
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.multiprocessing.active_processes = {0}
+    return context
 
 
 @contextlib.contextmanager

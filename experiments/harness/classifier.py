@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 import nap
 from envs.datasets import Dataset, default_name, load
-from experiments.harness.command_line import RunOptions
+from experiments.harness.command_line import RunOptions, parse_command
 from experiments.harness.errors import UserError
 from experiments.harness.seeds import Seeds
 from nap import diagnostics
@@ -85,6 +86,17 @@ class Trained(NamedTuple):
 
     scores: dict[str, jax.Array]
     trace: dict[str, jax.Array]
+
+
+def parse_study(
+    config_type: type, argv: Sequence[str], *, name: str, description: str | None, options_type: type[RunOptions]
+) -> tuple[Any, Any, Dataset]:
+    """As `parse_command`; the configuration has its `problem` and `seeds` filled in, and the data come third."""
+    config, options = parse_command(config_type, argv, name=name, description=description, options_type=options_type)
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: it must be at least 0")
+    problem, dataset = load_problem(config.problem)
+    return dataclasses.replace(config, problem=problem, seeds=options.seeds), options, dataset
 
 
 def load_problem(problem: Problem) -> tuple[Problem, Dataset]:
@@ -188,6 +200,20 @@ def over_seeds(
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:count].reshape(runs, len(seeds), *leaf.shape[1:]), trained)
 
     return train
+
+
+def scores_over_seeds(
+    training: Callable[[Data, Own], Trained], dataset: Dataset, runs: int, seeds: range
+) -> Callable[[np.ndarray], Float[np.ndarray, "runs seeds scores"]]:
+    """As `over_seeds`, of a function that `make_training` returned, but of the scores alone: one array."""
+    train = over_seeds(lambda data, own: training(data, own).scores, dataset, runs, seeds)
+    return lambda rates: np.stack([*map(train(rates).get, SCORES)], axis=-1)
+
+
+def best_peak(scores: Float[np.ndarray, "peaks *others scores"]) -> int:
+    """The peak whose test loss is least, on average over all others (seeds); one that diverged is none's best."""
+    losses = scores[..., SCORES.index("test_loss")].reshape(len(scores), -1)
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=1)))
 
 
 def _measured(gradients: PyTree, steps: PyTree, params: PyTree) -> dict[str, jax.Array]:

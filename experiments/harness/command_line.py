@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from experiments.harness.errors import NonFinite, RunStopped, UserError, unknown
+from experiments.harness.identity import plain
+from experiments.harness.processes import in_first, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,20 @@ class RunOptions:
 class DeviceOptions(RunOptions):
     """What an experiment takes besides, if a run of it can be spread over several devices."""
 
-    devices: int = 1
-    """Devices that share each batch. The result differs by rounding only; a run may go on with another number."""
+    devices: int | None = None
+    """Devices that share each batch; if not given, one, or all that several processes have. The result differs by
+    rounding only; a run may go on with another number."""
+    coordinator: str = ""
+    """Run together with other processes, one a host or one a GPU, each started by this command: host:port of process 0;
+    auto: under SLURM or Open MPI, which tell all. Process 0 writes the run's folder."""
+    processes: int | None = None
+    """With --coordinator host:port: how many processes there are."""
+    process: int | None = None
+    """With --coordinator host:port: which of them this is, from 0."""
+
+
+_OF_A_PROCESS = ("out", "process", "profile")
+"""The options that processes which run together need not have in common."""
 
 
 def run_command(
@@ -66,6 +80,10 @@ def run_command(
         config, options = parse_command(
             config_type, argv, name=name, description=description, presets=presets, options_type=options_type
         )
+        if isinstance(options, DeviceOptions):
+            join(options.coordinator, options.processes, options.process)
+            ours = dict.fromkeys(_OF_A_PROCESS)
+            in_first(lambda: None, same={**plain(config), **plain(options), **ours})
         exit_code = 0
         for seed in range(config.seed, config.seed + options.seeds):
             try:
@@ -98,7 +116,7 @@ def parse_command(
     presets = presets or {}
     preset = _preset_in(argv)
     if preset is not None and preset not in presets:
-        raise unknown("a preset", preset, presets)
+        raise unknown("a preset", preset, presets, option="--preset")
     preset_help = f"A named configuration to start from: {', '.join(presets) or 'this experiment has none'}."
     command_type = dataclasses.make_dataclass(
         "Command",

@@ -38,13 +38,14 @@ class Interrupted(RunStopped):
         self.exit_code = 128 + signal_number
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, choices: Iterable[str], *, option: str = "") -> UserError:
     """The error for a name that is none of the `choices`, naming the nearest one, or all of them when none is near.
 
     Args:
         kind: what the name should have been, with its article: "a preset".
         name: the name that was given.
         choices: the names that exist.
+        option: where it was given: "--preset".
 
     Returns:
         The error, to be raised by the caller.
@@ -52,7 +53,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(choices) or 'none'}"
-    return UserError(f"'{name}' is not {kind}; {hint}")
+    where = f"{option}: " if option else ""
+    return UserError(f"{where}'{name}' is not {kind}; {hint}")
 
 
 def is_full_disk(error: BaseException) -> bool:

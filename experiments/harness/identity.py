@@ -102,9 +102,10 @@ def git_commit() -> str | None:
 def command_line() -> str:
     """The command that this process was started with, as one would type it again from the repository root."""
     program = Path(sys.argv[0])
+    words = [word for word in sys.argv[1:] if word != "--wait"]  # a launcher's, for the run it starts
     if program.name == "__main__.py" and program.parent.name == "experiments":
-        return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])
-    return shlex.join(["python", program.name, *sys.argv[1:]])
+        return shlex.join(["python", "-m", "experiments", *words])
+    return shlex.join(["python", program.name, *words])
 
 
 def _plain_field(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -17,13 +17,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import write_atomically
+from experiments.harness.command_line import RunOptions
 from experiments.harness.records import row_step
+from experiments.harness.run import run_folder
 
 State = Literal["done", "running", "failed", "waiting"]
 
@@ -59,6 +61,22 @@ class Job(NamedTuple):
     def command(self) -> str:
         """The command as it would be typed."""
         return shlex.join(["python", "-m", "experiments", *self.argv])
+
+
+def job_of(
+    experiment: str, argv: Sequence[str], configs: Iterable[Any], options: RunOptions, label: Callable[[Any], str]
+) -> Job:
+    """The job of a command.
+
+    Args:
+        experiment: the experiment's name.
+        argv: the command's arguments.
+        configs: the resolved configurations of the runs that it makes.
+        options: its other options.
+        label: of a run's folder, from its configuration.
+    """
+    folders = (run_folder(experiment, config, out=options.out, label=label(config)) for config in configs)
+    return Job((experiment, *argv), tuple(folders))
 
 
 class Status(NamedTuple):

@@ -19,9 +19,7 @@ def is_large(leaf: Any) -> bool:
     import numpy as np  # here and below: listing the experiments imports this file, and must stay quick
 
     size, dtype = getattr(leaf, "size", 0), getattr(leaf, "dtype", None)
-    if not isinstance(dtype, np.dtype) or size * dtype.itemsize < LARGE_BYTES:
-        return False
-    return getattr(leaf, "is_fully_addressable", True)  # of an array on several hosts orbax knows how to save parts
+    return isinstance(dtype, np.dtype) and size * dtype.itemsize >= LARGE_BYTES
 
 
 def write(path: Path, array: Any) -> list[int]:

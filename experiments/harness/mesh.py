@@ -5,14 +5,13 @@ parallelism. Where the copies don't fit, what is trained is divided too (`fully_
 program stays the one for a single device: arrays say where they lie, and XLA adds the sums over devices that follow. So
 the gradient is that of the whole batch, and results differ from one device's by rounding only.
 
-    join("node1:9876", processes=2, process=0)  # only where there are several processes, and before JAX is used
     mesh = make_mesh()
     state = on_every_device(init, mesh)(key)
     update = jax.jit(data_parallel(update, mesh), donate_argnums=0)
     state, loss = update(state, batch_of(my_share, mesh))
 
-Several processes run the same program, call for call: each waits for the others in every computation. What is not
-divided must be equal in all of them, random keys too. Only the one that `writes` may write the run's folder.
+What is not divided must be equal in all processes, random keys too; `experiments.harness.processes` has them decide
+alike.
 """
 
 from __future__ import annotations
@@ -24,54 +23,13 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness.errors import UserError
+from experiments.harness.processes import several
 
 PyTree = Any
-
-AUTO = "auto"
-"""The coordinator of processes that SLURM or Open MPI started: their environment tells all that `join` must know."""
 
 _DATA = "data"
 _SMALL = 1 << 16
 """Elements. To gather an array below this from all devices takes longer than its memory is worth."""
-
-
-def join(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
-    """Makes this process one of several that run together. Call it before JAX is used.
-
-    It returns when all are there; where they are not within 5 minutes, JAX ends the process.
-
-    Args:
-        coordinator: host and port of process 0, "node1:9876", which the others must be able to reach; or `AUTO`. SLURM
-            and Open MPI are then taken to have started a process for each GPU, and each one sees only its own.
-        processes: how many there are; not with `AUTO`.
-        process: which one this is, from 0; not with `AUTO`.
-
-    Raises:
-        UserError: with the option that is wrong: `--coordinator`, `--processes` or `--process`.
-    """
-    if coordinator == AUTO:
-        try:
-            jax.distributed.initialize()
-        except ValueError:  # JAX found none of the environments that it knows
-            raise UserError(
-                f"--coordinator {AUTO}: neither SLURM (srun) nor Open MPI (mpirun) started this process; give the "
-                "host:port of process 0, --processes and --process"
-            ) from None
-        return
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--coordinator {coordinator}: it must be {AUTO}, or host:port of process 0, as node1:9876")
-    if processes is None or processes < 1:
-        raise UserError(f"--processes {processes}: with --coordinator {coordinator} it must be at least 1")
-    if process is None or not 0 <= process < processes:
-        raise UserError(f"--process {process}: it must lie in 0 to {processes - 1}, for --processes {processes}")
-    # Without "deactivate" JAX would leave this process a single GPU wherever it finds itself below SLURM.
-    jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
-
-
-def writes() -> bool:
-    """Whether this process is the one that writes the run's folder."""
-    return jax.process_index() == 0
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -92,6 +50,18 @@ def make_mesh(devices: int | None = None) -> Mesh:
     if jax.process_count() > 1 and wanted < len(there):
         raise UserError(f"--devices {wanted}: {jax.process_count()} processes use all their {len(there)} devices")
     return jax.make_mesh((wanted,), (_DATA,), (AxisType.Auto,), devices=there[:wanted])
+
+
+def mesh_of(devices: int | None) -> Mesh | None:
+    """The devices that share each batch, as `--devices` has it; None: there is a single one, and nothing to share.
+
+    Args:
+        devices: how many; None: all that several processes have, or one where a process is alone.
+
+    Raises:
+        UserError: as `make_mesh` does.
+    """
+    return make_mesh(devices) if several() or devices not in (None, 1) else None
 
 
 def check_divisible(option: str, batch_size: int, mesh: Mesh) -> None:

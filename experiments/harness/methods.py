@@ -131,7 +131,7 @@ def parse_method(text: str) -> Method:
     parts = text.split("+")
     for part in parts:
         if part not in method_names():
-            raise unknown("a method", part, method_names())
+            raise unknown("a method", part, method_names(), option="--method")
     bases: list[Base] = [base for base in get_args(Base) if base in parts]
     activations = [activation for activation in ACTIVATIONS if activation in parts]
     for chosen in (bases, activations):
@@ -148,6 +148,11 @@ def parse_method(text: str) -> Method:
 def method_names() -> list[str]:
     """All parts that a method can have."""
     return [*get_args(Base), *ACTIVATIONS, *rivals.names()]
+
+
+def method_label(method: str, config: OptimizerConfig) -> str:
+    """The method in the name of a run's folder: with the schedule, where the rate is not constant."""
+    return method if config.schedule == "constant" else f"{method}-{config.schedule}"
 
 
 def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:

@@ -17,14 +17,15 @@ class Progress:
     The rate is that of this process: what an earlier process did before a resume does not count as speed.
     """
 
-    def __init__(self, name: str, total: float | None = None, unit: str = "frames") -> None:
+    def __init__(self, name: str, total: float | None = None, unit: str = "frames", shown: bool = True) -> None:
         """
         Args:
             name: what is running, shown first.
             total: how many `unit` the whole run has; None when it is not known (then no time left is shown).
             unit: the quantity that is counted, as `update` names it.
+            shown: whether anything is: of several processes one shows it.
         """
-        self.name, self.total, self.unit = name, total, unit
+        self.name, self.total, self.unit, self._shown = name, total, unit, shown
         self._stream = sys.stderr  # as it is now: a library whose noise is kept back must not take these lines with it
         self._marks: collections.deque[tuple[float, float]] = collections.deque()
         self._last_update = self._last_line = -math.inf
@@ -39,6 +40,8 @@ class Progress:
             **fields: the quantity named by `unit`, and whatever else is worth seeing (numbers or text), in the order
                 in which it is shown.
         """
+        if not self._shown:
+            return
         self._unshown = fields
         now = time.monotonic()
         if now - self._last_update >= _UPDATE_SECONDS:
@@ -54,6 +57,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the bar if there is one."""
+        if not self._shown:
+            return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:

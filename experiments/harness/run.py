@@ -16,21 +16,26 @@ The folder: `config.json` (what was run, with which software), `metrics.jsonl` (
 that a run repeats bit for bit), `timings.jsonl` (everything that has wall-clock time), `events.*` (the records again,
 for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`. A sweep adds `output.log`
 and, where the run failed, `FAILED`.
+
+Several processes that make one run together all open it, and make the same calls in the same order. The first one alone
+has the folder and shows progress; what it finds there, errors and signals reach all of them.
 """
 
 import contextlib
 import json
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import Checkpoints, write_atomically
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, is_full_disk
-from experiments.harness.identity import config_hash, folder_name, plain
+from experiments.harness.identity import config_hash, folder_name, plain, software
 from experiments.harness.interrupt import InterruptFlag
+from experiments.harness.processes import Asked, in_first, several, writes
 from experiments.harness.progress import Progress
 from experiments.harness.records import JsonLines, TensorBoardEvents, plain_row, row_step
 
@@ -63,22 +68,30 @@ def open_run(
         The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`.
 
     Raises:
-        UserError: the folder is in use by another process, or is of another configuration.
+        UserError: the folder is in use by another process, or is of another configuration; or of several processes that
+            make this run together, one has another configuration or other software.
         DiskFull: there is no space for the folder's first files.
     """
     identity = {"experiment": experiment, "config": plain(config)}
     folder = run_folder(experiment, config, out=out, label=label)
-    progress = Progress(label or experiment, total, unit)
+    progress = Progress(label or experiment, total, unit, shown=writes())
     with contextlib.ExitStack() as stack:
-        with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
-            stack.enter_context(files.locked(folder, wait))
-            extent = {"total": total, "unit": unit}
-            changed = files.prepare(folder, identity, config_hash(experiment, config), fresh, extent)
+
+        def prepare() -> tuple[str | None, bool]:
+            with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
+                stack.enter_context(files.locked(folder, wait))
+                extent = {"total": total, "unit": unit}
+                changed = files.prepare(folder, identity, config_hash(experiment, config), fresh, extent)
+            return changed, (folder / files.DONE).exists()
+
+        if several():
+            in_first(lambda: None, same={**identity, "software": software()})  # before anything is done to the folder
+        changed, done = in_first(prepare)
         if changed:
             progress.say(f"{folder} was begun with other software, so the last bits may differ: {changed}")
         stack.callback(progress.close)
         interrupt = stack.enter_context(InterruptFlag())
-        run = Run(folder, Checkpoints(folder / files.CHECKPOINTS, identity), progress, interrupt)
+        run = Run(folder, done, Checkpoints(folder / files.CHECKPOINTS, identity), progress, interrupt)
         stack.callback(run.close)
         if run.done:
             progress.say(f"{folder} is finished; --fresh would run it again")
@@ -99,20 +112,23 @@ class Run:
         progress: the progress bar; `progress.say(line)` prints a line beside it.
     """
 
-    def __init__(self, folder: Path, checkpoints: Checkpoints, progress: Progress, interrupt: InterruptFlag) -> None:
-        self.folder, self.progress = folder, progress
-        self.done = (folder / files.DONE).exists()
+    def __init__(
+        self, folder: Path, done: bool, checkpoints: Checkpoints, progress: Progress, interrupt: InterruptFlag
+    ) -> None:
+        self.folder, self.done, self.progress = folder, done, progress
         self._checkpoints, self._interrupt = checkpoints, interrupt
+        self._asked = Asked()
+        self._stop = 0  # the number of the signal that all processes know of
+        self._restored = False
         self._saved = 0  # the iteration of the last good checkpoint; 0 when there is none
+        self._saved_at = time.monotonic()  # or restored
         self._step = -1  # of the last record, on TensorBoard's axis
-        self._metrics: JsonLines | None = None
-        self._timings: JsonLines | None = None
-        self._events: TensorBoardEvents | None = None
+        self._streams: tuple[JsonLines, JsonLines, TensorBoardEvents] | None = None  # of the first process
 
     @property
     def summary(self) -> dict[str, Any]:
         """What `finish` was given. Raises FileNotFoundError when the run is not done."""
-        return json.loads((self.folder / files.SUMMARY).read_text())
+        return in_first(lambda: json.loads((self.folder / files.SUMMARY).read_text()))
 
     def restore(self, state: Any) -> tuple[int, Any]:
         """Goes back to the newest whole checkpoint: loads the state and cuts the records to what they were then.
@@ -128,20 +144,17 @@ class Run:
         Raises:
             UserError: the checkpoint is of another configuration or of another code's state, or none can be read.
         """
+        from experiments.harness.spread import restore  # here, so that listing the experiments does not import JAX
+
         if self.done:
             raise RuntimeError(f"{self.folder} is finished: look at run.done first")
-        restored = self._checkpoints.restore(state, self._why_not_resumable)
+        restored = restore(self._checkpoints, state, self._why_not_resumable)
         for sentence in restored.passed_over:
             self.progress.say(sentence)
         marks = restored.marks or {"metrics_bytes": 0, "timings_bytes": 0, "step": -1}
-        self._saved, self._step = restored.iteration, marks["step"]
-        with self._full_disk():
-            ran_before = any(self.folder.glob(files.EVENTS))
-            self._metrics = JsonLines(self.folder / files.METRICS)
-            self._metrics.cut(marks["metrics_bytes"])
-            self._timings = JsonLines(self.folder / files.TIMINGS)
-            self._timings.cut(min(marks["timings_bytes"], self._timings.length()))
-            self._events = TensorBoardEvents(self.folder, self._step + 1 if ran_before else None)
+        self._restored, self._saved, self._step = True, restored.iteration, marks["step"]
+        in_first(lambda: self._open_streams(marks))
+        self._saved_at = time.monotonic()
         if restored.iteration:
             self.progress.say(f"resuming {self.folder} after iteration {restored.iteration}")
         elif restored.passed_over:
@@ -158,12 +171,15 @@ class Run:
         Raises:
             TypeError: a value is no scalar.
             DiskFull: the line does not fit; a part of it may be there, and is cut off when the run resumes.
+            UserError: of several processes, one has come to other numbers.
         """
-        metrics, _, events = self._streams()
         plain_values = plain_row(row)
-        with self._full_disk():
+
+        def append(metrics: JsonLines, _: JsonLines, events: TensorBoardEvents) -> None:
             metrics.append(plain_values)
             events.append(plain_values)
+
+        self._write(append, plain_values)
         self._step = max(self._step, row_step(plain_values) or 0)
 
     def record_timing(self, row: Mapping[str, Any]) -> None:
@@ -172,9 +188,8 @@ class Run:
         Args:
             row: scalars by name, as for `record`: `{"frames": 8000, "frames_per_second": 812.5}`.
         """
-        _, timings, _ = self._streams()
-        with self._full_disk():
-            timings.append({"unix_seconds": round(time.time(), 3), **plain_row(row)})
+        line = {"unix_seconds": round(time.time(), 3), **plain_row(row)}
+        self._write(lambda _metrics, timings, _events: timings.append(line))
 
     def save(self, iteration: int, state: Any) -> None:
         """Writes a checkpoint to resume from, and waits until it is on disk: then `state` may be donated or changed.
@@ -188,26 +203,36 @@ class Run:
         Raises:
             DiskFull: it does not fit; the earlier checkpoints are untouched.
         """
-        metrics, timings, events = self._streams()
-        with self._full_disk():
+        from experiments.harness.spread import gather
+
+        here = gather(state)
+
+        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> None:
             events.flush()
             marks = {"metrics_bytes": metrics.sync(), "timings_bytes": timings.sync(), "step": self._step}
-            self._checkpoints.save(iteration, state, marks)
-        self._saved = iteration
+            self._checkpoints.save(iteration, here, marks)
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether SIGINT or SIGTERM came: the place to save before `check_interrupted` ends the run."""
-        return self._interrupt.received is not None
+        self._write(write)
+        self._saved, self._saved_at = iteration, time.monotonic()
+
+    def save_due(self, seconds: float) -> bool:
+        """Whether to `save` now, and to call `check_interrupted` after it: that long ago, or SIGINT or SIGTERM came.
+
+        Args:
+            seconds: since the last `save`, or `restore`.
+        """
+        return self._ask(save=time.monotonic() - self._saved_at > seconds) or self._stop > 0
 
     def check_interrupted(self) -> None:
-        """Raises Interrupted if SIGINT or SIGTERM came.
+        """Raises Interrupted if SIGINT or SIGTERM came; of several processes to any, and in all at the next call.
 
         Work since the last `save` will be repeated, so call it after one; where an iteration takes minutes, call it
         inside as well: a cluster gives a job little time between SIGTERM and SIGKILL.
         """
-        if self._interrupt.received is not None:
-            number = self._interrupt.received
+        if not self._stop:
+            self._ask()
+        if self._stop:
+            number = signal.Signals(self._stop)
             raise Interrupted(f"stopped by {number.name}; {self._what_is_saved()}; the same command goes on", number)
 
     def check_finite(self, name: str, value: Any, *, updates: int) -> None:
@@ -228,24 +253,49 @@ class Run:
             summary: scalars by name, as for `record`. They must follow from the state alone: a run that was killed just
                 before this call comes here again from its last checkpoint, without another iteration.
         """
-        metrics, timings, events = self._streams()
-        with self._full_disk():
+        plain_values = plain_row(summary)
+
+        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> None:
             metrics.sync(), timings.sync(), events.flush()
-            write_atomically(self.folder / files.SUMMARY, json.dumps(plain_row(summary), indent=2) + "\n")
+            write_atomically(self.folder / files.SUMMARY, json.dumps(plain_values, indent=2) + "\n")
             write_atomically(self.folder / files.DONE, "")
-        self._checkpoints.keep_only({self._saved})
+            self._checkpoints.keep_only({self._saved})
+
+        self._write(write, plain_values)
 
     def close(self) -> None:
         """Closes the files; `open_run` does it."""
-        for stream in (self._metrics, self._timings, self._events):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # a full disk was told of when it was met
-                    stream.close()
+        for stream in self._streams or ():
+            with contextlib.suppress(OSError):  # a full disk was told of when it was met
+                stream.close()
 
-    def _streams(self) -> tuple[JsonLines, JsonLines, TensorBoardEvents]:
-        if self._metrics is None or self._timings is None or self._events is None:
+    def _open_streams(self, marks: Mapping[str, int]) -> None:
+        with self._full_disk():
+            ran_before = any(self.folder.glob(files.EVENTS))
+            metrics, timings = JsonLines(self.folder / files.METRICS), JsonLines(self.folder / files.TIMINGS)
+            events = TensorBoardEvents(self.folder, marks["step"] + 1 if ran_before else None)
+            self._streams = metrics, timings, events
+            metrics.cut(marks["metrics_bytes"])
+            timings.cut(min(marks["timings_bytes"], timings.length()))
+
+    def _write(
+        self, action: Callable[[JsonLines, JsonLines, TensorBoardEvents], Any], same: Mapping[str, Any] | None = None
+    ) -> None:
+        """Has the first process write into the folder, and all know whether it could; `same`: see `in_first`."""
+        if not self._restored:
             raise RuntimeError("call run.restore(state) before anything is recorded, saved or finished")
-        return self._metrics, self._timings, self._events
+
+        def write() -> None:
+            assert self._streams is not None, "in the first process"
+            with self._full_disk():
+                action(*self._streams)
+
+        in_first(write, same)
+
+    def _ask(self, save: bool = False) -> bool:
+        """Has all processes know of a signal to any of them; returns whether one wants to save."""
+        self._stop, save_now = self._asked.most(self._interrupt.received or 0, int(save))
+        return save_now > 0
 
     def _why_not_resumable(self, marks: Mapping[str, int]) -> str | None:
         path = self.folder / files.METRICS

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,15 @@ from jaxtyping import Array, Float, Int
 
 import nap
 from experiments.harness.errors import UserError
-from experiments.harness.methods import MATCHING, Method, NapConfig, OptimizerConfig
-from experiments.harness.rivals import RECYCLING, Setting
+from experiments.harness.methods import (
+    MATCHING,
+    Method,
+    NapConfig,
+    OptimizerConfig,
+    make_optimizer,
+    parse_method,
+)
+from experiments.harness.rivals import RECYCLING, RivalsConfig, Setting
 from nap.networks import Network, StatefulNetwork
 from nap.paths import PyTree
 
@@ -45,6 +52,50 @@ class TrainingConfig:
     def part(self) -> int:
         """Examples that go through the network at once."""
         return self.batch_size // self.accumulate
+
+
+class SupervisedConfig(Protocol):
+    """What the configuration of every supervised experiment has, among others."""
+
+    @property
+    def method(self) -> str:
+        """Its parts, joined by +."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of weights and batches."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Length of the run."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in."""
+        ...
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Batches and averages."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and the learning rate."""
+        ...
+
+    @property
+    def nap(self) -> NapConfig:
+        """Normalization and projection."""
+        ...
+
+    @property
+    def rivals(self) -> RivalsConfig:
+        """Strengths of interventions."""
+        ...
 
 
 class Judged(NamedTuple):
@@ -202,6 +253,16 @@ def make_learner(
         return network.train(state.params, state.rest, task.inputs(batch))[0]
 
     return Learner(init, update, measure, evaluate, forward)
+
+
+def learner_of(task: Task, config: SupervisedConfig) -> Learner:
+    """The learner of a configuration: with the optimizer and interventions of its method."""
+
+    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+        setting = setting_of(task.network, key, config.updates)
+        return make_optimizer(parse_method(config.method), config.optimizer, config.nap, config.rivals, setting)
+
+    return make_learner(task, config.training, optimizer)
 
 
 def evaluated(state: State) -> tuple[PyTree, PyTree]:

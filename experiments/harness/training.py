@@ -10,29 +10,41 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
+from jax.sharding import Mesh
 
-from envs.loaders import Loader
+from envs.loaders import WHOLE, Loader, Share
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.errors import UserError
 from experiments.harness.grid import with_options
-from experiments.harness.jobs import Job
+from experiments.harness.jobs import Job, job_of
 from experiments.harness.mesh import (
     batch_of,
     check_divisible,
     data_parallel,
     fully_sharded,
-    make_mesh,
+    mesh_of,
     on_every_device,
 )
-from experiments.harness.run import Run, run_folder
-from experiments.harness.supervised import Learner, State, Sums, TrainingConfig, Update, evaluated
+from experiments.harness.methods import learning_rate
+from experiments.harness.processes import check_alone, several, writes
+from experiments.harness.run import Run, open_run
+from experiments.harness.supervised import (
+    Learner,
+    State,
+    Sums,
+    SupervisedConfig,
+    Task,
+    TrainingConfig,
+    Update,
+    evaluated,
+    learner_of,
+)
 from experiments.harness.utilisation import measured_peak, training_flops
 from nap.paths import PyTree
 
@@ -71,7 +83,7 @@ class Compiled(NamedTuple):
 
     Attributes:
         init, update, measure, evaluate: those of `Learner`; the state that is given is used up.
-        place: (a batch as it was read) -> the batch, where it is needed.
+        place: (this process's share of a batch, as it was read) -> the batch, where it is needed.
         devices: how many there are.
     """
 
@@ -83,26 +95,38 @@ class Compiled(NamedTuple):
     devices: int
 
 
-def compiled(learner: Learner, training: TrainingConfig, options: TrainingOptions) -> Compiled:
-    """The learner, jitted for the devices that the options ask for.
+def devices_of(training: TrainingConfig, options: TrainingOptions) -> Mesh | None:
+    """The devices that share each part of a batch; None: there is a single one.
 
     Raises:
-        UserError: there are not so many, or they can't share each part of a batch evenly.
+        UserError: there are not as many as the options ask for, or they can't share it evenly.
     """
-    init, update, measure, place = jax.jit(learner.init), learner.update, learner.measure, _as_read
-    if options.devices == 1 and options.shard:
-        raise UserError("--shard divides the state over the devices, and --devices is 1")
-    if options.devices != 1:
-        mesh = make_mesh(options.devices)
+    mesh = mesh_of(options.devices)
+    if mesh is not None:
         check_divisible("--batch-size / --accumulate", training.part, mesh)
-        init, lies = on_every_device(learner.init, mesh), None
-        if options.shard:
-            lies = fully_sharded(jax.eval_shape(learner.init, jax.random.key(0)), mesh)
-            init = jax.jit(learner.init, out_shardings=lies)
+    elif options.shard:
+        raise UserError("--shard divides the state over the devices, and --devices is 1")
+    return mesh
+
+
+def share() -> Share:
+    """The rows of each batch that this process loads."""
+    return Share(jax.process_index(), jax.process_count()) if several() else WHOLE
+
+
+def compiled(learner: Learner, training: TrainingConfig, options: TrainingOptions) -> Compiled:
+    """The learner, jitted for the devices that the options ask for. Raises UserError as `devices_of` does."""
+    mesh = devices_of(training, options)
+    init, update, measure, evaluate = jax.jit(learner.init), learner.update, learner.measure, jax.jit(learner.evaluate)
+    place = _as_read
+    if mesh is not None:
+        lies = fully_sharded(jax.eval_shape(learner.init, jax.random.key(0)), mesh) if options.shard else None
+        init = jax.jit(learner.init, out_shardings=lies) if options.shard else on_every_device(learner.init, mesh)
         update, measure = (data_parallel(function, mesh, lies) for function in (update, measure))
+        evaluate = on_every_device(learner.evaluate, mesh)
         place = functools.partial(batch_of, mesh=mesh)
     update, measure = (jax.jit(function, donate_argnums=0) for function in (update, measure))
-    return Compiled(init, update, measure, jax.jit(learner.evaluate), place, options.devices)
+    return Compiled(init, update, measure, evaluate, place, 1 if mesh is None else mesh.size)
 
 
 def evaluate(functions: Compiled, state: State, held_out: Loader) -> dict[str, float]:
@@ -126,53 +150,80 @@ def jobs_of_seeds(
         config: what they mean, resolved.
         options: the other options.
         label: of a run's folder, from its configuration.
+
+    Raises:
+        UserError: a run is to have several processes.
     """
+    check_alone(options.coordinator)
     seeds = range(config.seed, config.seed + options.seeds)
     ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
     return [
-        Job(
-            (name, *with_options(argv, {"--seeds": None, "--seed": one.seed})),
-            (run_folder(name, one, out=options.out, label=label(one)),),
-        )
-        for one in ones
+        job_of(name, with_options(argv, {"--seeds": None, "--seed": one.seed}), [one], options, label) for one in ones
     ]
 
 
-def train(
-    opened: Run,
-    learner: Learner,
-    data: Data,
-    training: TrainingConfig,
+def run_to_end(
+    name: str,
+    config: SupervisedConfig,
     options: TrainingOptions,
+    task: Task,
+    data: Data,
     *,
-    updates: int,
-    seed: int,
-    rate: optax.Schedule,
-    dtype: str,
-) -> tuple[State, dict[str, float]]:
-    """Trains from the beginning, or from where the run was left, to the end; the caller finishes the run.
+    label: str,
+    at_end: Callable[[Run, State], Mapping[str, Any]] = lambda opened, state: {},
+) -> Path:
+    """A supervised experiment's run, from its beginning or from where it was left, to its end; prints what came of it.
 
     Args:
-        opened: the run.
-        learner: what is trained.
+        name: of the experiment.
+        config: resolved.
+        options: the other options.
+        task: what is learned.
         data: what on.
-        training: its configuration.
-        options: devices, and the trace.
-        updates: length of the run.
-        seed: of the initial weights.
-        rate: the learning rate, to be recorded.
-        dtype: what is computed in, for the peak that the utilisation is a share of.
+        label: of the run's folder.
+        at_end: (the run, the last state) -> what its summary says besides.
+
+    Returns:
+        The run's folder.
+    """
+    with open_run(
+        name,
+        config,
+        out=options.out,
+        fresh=options.fresh,
+        wait=options.wait,
+        label=label,
+        total=config.updates,
+        unit="updates",
+    ) as opened:
+        if not opened.done:
+            state, last = train(opened, learner_of(task, config), data, config, options)
+            opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
+        summary = opened.summary
+        if writes():
+            numbers = {of: value for of, value in summary.items() if not isinstance(value, str)}
+            print(opened.folder, *(f"{of} {value:.4g}" for of, value in numbers.items()))
+        return opened.folder
+
+
+def train(
+    opened: Run, learner: Learner, data: Data, config: SupervisedConfig, options: TrainingOptions
+) -> tuple[State, dict[str, float]]:
+    """Trains from the beginning, or from where the run was left, to the end; the caller finishes the run.
 
     Returns:
         The last state, and the last evaluation.
     """
+    updates, training = config.updates, config.training
     functions = compiled(learner, training, options)
+    rate = learning_rate(config.optimizer, updates)
     evaluate_every = max(1, -(-updates // training.evaluations))
-    fresh = functions.init(jax.random.key(seed)), np.array(data.train.start, np.int64), np.full(2, np.nan)
+    start = np.array(data.train.start, np.int64)
+    fresh = functions.init(jax.random.key(config.seed)), start, np.full(2, np.nan)
     done, (state, position, last) = opened.restore(fresh)
     del fresh
-    meter = _Meter(learner, functions.devices, dtype)
-    last_save, first, loss = time.monotonic(), done, None
+    meter = _Meter(learner, functions.devices, config.dtype)
+    first, loss = done, None
     with (
         contextlib.closing(data.train.batches(tuple(map(int, position)))) as batches,
         contextlib.ExitStack() as profile,
@@ -206,17 +257,16 @@ def train(
                 opened.check_finite("held-out loss", found["eval/loss"], updates=done)
                 last = np.array(list(found.values()))
                 meter.restart()
-            if done == updates or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
+            if done == updates or opened.save_due(SAVE_SECONDS):
                 opened.check_finite("loss", loss, updates=done)
                 opened.save(done, (state, np.array(position, np.int64), last))
-                last_save = time.monotonic()
+                opened.check_interrupted()
                 meter.restart()
-            opened.check_interrupted()
     return state, dict(zip(("eval/loss", "eval/accuracy"), map(float, last), strict=True))
 
 
 class _Meter:
-    """How fast training is, evaluations and saving left out."""
+    """How fast training is, evaluations and saving left out; of several processes, each has the same share of it."""
 
     def __init__(self, learner: Learner, devices: int, dtype: str) -> None:
         self._learner, self._devices, self._dtype = learner, devices, dtype
@@ -225,11 +275,11 @@ class _Meter:
         self.restart()
 
     def add(self, state: State, batch: Any) -> None:
-        """Counts a batch."""
-        self._weight += float(batch.weights.sum())
+        """Counts a batch, of which this process has its share."""
+        self._weight += float(batch.weights.sum()) * share().processes
         self._batches += 1
         if self._flops is None:
-            self._flops = training_flops(self._learner.forward, state, batch)
+            self._flops = training_flops(self._learner.forward, state, batch) * share().processes
 
     def speed(self, unit: str) -> dict[str, float]:
         """What a record says since the last one; nothing while something was compiled. The device must be idle."""

@@ -15,7 +15,7 @@ labels are random ones, drawn anew whenever they are seen: uncertain, as the nex
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -35,13 +35,15 @@ from experiments.harness.classifier import (
     Method,
     Optimizer,
     Problem,
-    load_problem,
+    best_peak,
     make_training,
-    over_seeds,
+    parse_study,
+    scores_over_seeds,
 )
 from experiments.harness.seeds import use_all_cores
+from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import paired_difference, stratified_bootstrap
-from experiments.harness.trace import Trace, load_trace, save_trace
+from experiments.harness.trace import Trace
 from experiments.river_valley.toys import END, Bigrams, Valley, measure_bigrams, measure_valley, results
 from nap import schedules
 from nap.schedules import profiles
@@ -53,7 +55,6 @@ SCHEDULES = ("wsd-s", "wsd", "cosine-cycles", "cosine-each")
 RIVALS = ("wsd", "cosine-cycles")
 DECAY = 0.1
 """The share of its budget that a decay takes, in WSD and WSD-S."""
-SAVE_SECONDS = 30.0
 VALLEY, BIGRAMS = Valley(), Bigrams()
 _EXCESS = ("excess_before", "excess_after")
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
 def plan(argv: list[str]) -> list[harness.Job]:
     """The one command, which makes one run. Raises harness.UserError."""
     config, options, _ = _parse(argv)
-    return [harness.Job((NAME, *argv), (harness.run_folder(NAME, config, out=options.out, label=_label(config)),))]
+    return [harness.job_of(NAME, argv, [config], options, _label)]
 
 
 def rates_until(schedule: str, budgets: Sequence[int], which: int) -> Float[np.ndarray, " updates"]:
@@ -141,17 +142,13 @@ def _main(argv: list[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Dataset]:
-    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
-    if config.seed < 0:
-        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
+    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
     try:
         for schedule in SCHEDULES:
             rates_until(schedule, config.budgets, len(config.budgets) - 1)
     except (ValueError, IndexError) as error:
         raise harness.UserError(f"--budgets {' '.join(map(str, config.budgets))}: {error}") from None
-    problem, dataset = load_problem(config.problem)
-    config = dataclasses.replace(config, problem=problem, rates=RATES[config.optimizer], seeds=options.seeds)
-    return config, options, dataset
+    return dataclasses.replace(config, rates=RATES[config.optimizer]), options, dataset
 
 
 def _label(config: Config) -> str:
@@ -159,69 +156,47 @@ def _label(config: Config) -> str:
 
 
 def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
-    """The toys, then one schedule after another, from the beginning or from where they were left; what came out."""
-    with harness.open_run(
-        NAME,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=1 + len(SCHEDULES),
-        unit="stages",
-    ) as opened:
-        if not opened.done:
-            _stages(config, opened, dataset)
-        return load_trace(opened.folder)
+    train = functools.partial(_train, config, dataset)
+    return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
 
 
-def _stages(config: Config, opened: harness.Run, dataset: Dataset) -> None:
+def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
+    """The toys, then one schedule after another; all rates, budgets and seeds of these side by side."""
     seeds, budgets = range(config.seed, config.seed + config.seeds), config.budgets
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    toys = jax.tree.map(lambda shaped: np.full(shaped.shape, np.nan, np.float32), _shapes_of_toys(keys))
+    toys = _toys_to_fill(config.seeds)
     shape = (len(SCHEDULES), len(config.rates), len(budgets), config.seeds, len(SCORES))
-    done, (toys, scores) = opened.restore((toys, np.full(shape, np.nan, np.float32)))
-    scores, last_save = np.array(scores), time.monotonic()
+    scores = np.full(shape, np.nan, np.float32)
     training = make_training(config.problem, dataset, config.method, config.optimizer, budgets[-1])
     runs = len(config.rates) * len(budgets)
-    train = over_seeds(lambda data, own: training(data, own).scores, dataset, runs, seeds)
-    while done <= len(SCHEDULES):
-        if done == 0:
-            toys = {**measure_valley(VALLEY, keys), **measure_bigrams(BIGRAMS, keys)}
-            _record_toys(config, opened, toys)
-        else:
-            schedule = SCHEDULES[done - 1]
-            rates = np.zeros((len(config.rates), len(budgets), budgets[-1]))  # an update at rate 0 changes no weight
-            for which in range(len(budgets)):
-                multipliers = rates_until(schedule, budgets, which)
-                rates[:, which, : len(multipliers)] = np.array(config.rates)[:, None] * multipliers
-            trained = train(rates.reshape(runs, -1))
-            of_schedule = np.stack([trained[name] for name in SCORES], axis=-1)
-            scores[done - 1] = of_schedule.reshape(scores.shape[1:])
-            lost = scores[done - 1, best_rate(scores[done - 1])].sum()
-            opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=budgets[-1])
-            _record_trained(config, opened, schedule, scores[done - 1])
-        done += 1
-        opened.progress.update(stages=done)
-        if done > len(SCHEDULES) or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
-            opened.save(done, (toys, scores))
-            last_save = time.monotonic()
-        opened.check_interrupted()
-    save_trace(opened.folder, {**toys, "scores": scores})
+    train_all = scores_over_seeds(training, dataset, runs, seeds)
+
+    def measure() -> None:
+        for name, values in {**measure_valley(VALLEY, keys), **measure_bigrams(BIGRAMS, keys)}.items():
+            toys[name][:] = values
+        _record_toys(config, opened, toys)
+
+    def train(which: int) -> None:
+        schedule, of_schedule = SCHEDULES[which], scores[which]
+        rates = np.zeros((len(config.rates), len(budgets), budgets[-1]))  # an update at rate 0 changes no weight
+        for i in range(len(budgets)):
+            multipliers = rates_until(schedule, budgets, i)
+            rates[:, i, : len(multipliers)] = np.array(config.rates)[:, None] * multipliers
+        of_schedule[:] = train_all(rates.reshape(runs, -1)).reshape(of_schedule.shape)
+        lost = of_schedule[best_peak(of_schedule)].sum()
+        opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=budgets[-1])
+        _record_trained(config, opened, schedule, of_schedule)
+
+    stages = [measure, *(functools.partial(train, which) for which in range(len(SCHEDULES)))]
+    run_stages(opened, {**toys, "scores": scores}, stages)
     opened.finish(_summary(config, toys, scores))
 
 
-def best_rate(scores: Float[np.ndarray, "rates budgets seeds scores"]) -> int:
-    """The peak whose test loss is least, on average over budgets and seeds; one that diverged is none's best."""
-    losses = scores[..., SCORES.index("test_loss")]
-    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=(1, 2))))
-
-
-def _shapes_of_toys(keys: jax.Array) -> dict[str, jax.ShapeDtypeStruct]:
-    seeds, rates, tokens = len(keys), len(VALLEY.rates), BIGRAMS.tokens
-    shapes = {"height": (seeds, rates), "progress": (seeds, rates), "before_decay": (seeds,), "after_decay": (seeds,)}
-    shapes |= {"excess_before": (seeds, tokens), "excess_after": (seeds, tokens)}
-    return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+def _toys_to_fill(seeds: int) -> Trace:
+    valley, bigrams = (seeds, len(VALLEY.rates)), (seeds, BIGRAMS.tokens)
+    shapes = {"height": valley, "progress": valley, "before_decay": (seeds,), "after_decay": (seeds,)}
+    shapes |= dict.fromkeys(_EXCESS, bigrams)
+    return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
 
 
 def _record_toys(config: Config, opened: harness.Run, toys: Trace) -> None:
@@ -250,7 +225,7 @@ def _summary(config: Config, toys: Trace, scores: np.ndarray) -> dict[str, float
     named: dict[str, float] = {name: float(values.mean()) for name, values in results(VALLEY, toys).items()}
     named["seeds"] = config.seeds
     for schedule, of_schedule in zip(SCHEDULES, scores, strict=True):
-        best = best_rate(of_schedule)
+        best = best_peak(of_schedule)
         named[f"peak/{schedule}"] = config.rates[best]
         for budget, of_budget in zip(config.budgets, of_schedule[best], strict=True):
             for name, values in zip(SCORES, of_budget.T, strict=True):
@@ -276,7 +251,7 @@ def tables(config: Config, trace: Trace) -> str:
     parts.append(f"Bigrams: loss above the entropy.\n{format_table(header, rows, right=(1, 2))}")
     rows = []
     for schedule, of_schedule in zip(SCHEDULES, trace["scores"], strict=True):
-        best = best_rate(of_schedule)
+        best = best_peak(of_schedule)
         losses = of_schedule[best, :, :, SCORES.index("test_loss")].mean(axis=1)
         lengths = [len(rates_until(schedule, config.budgets, which)) for which in range(len(config.budgets))]
         spent = sum(lengths) if schedule == "cosine-each" else config.budgets[-1]
@@ -298,7 +273,7 @@ def _claims(config: Config, trace: Trace) -> list[Claim]:
     ]
     for which, budget in enumerate(config.budgets):
         losses = {
-            schedule: dict(enumerate(of[best_rate(of), which, :, SCORES.index("test_loss")].astype(float).tolist()))
+            schedule: dict(enumerate(of[best_peak(of), which, :, SCORES.index("test_loss")].astype(float).tolist()))
             for schedule, of in zip(SCHEDULES, trace["scores"], strict=True)
         }
         for rival in RIVALS if which else RIVALS[1:]:  # up to the first budget WSD is WSD-S

@@ -14,8 +14,8 @@ gradients of nearly nothing, which let every refined schedule rise (`--label-noi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -33,15 +33,18 @@ from experiments.harness.classifier import (
     Method,
     Optimizer,
     Problem,
-    load_problem,
+    best_peak,
     make_training,
     over_seeds,
+    parse_study,
+    scores_over_seeds,
 )
 from experiments.harness.grid import cells
 from experiments.harness.methods import ORDERS
 from experiments.harness.seeds import use_all_cores
+from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
-from experiments.harness.trace import Trace, load_trace, save_trace
+from experiments.harness.trace import Trace
 from experiments.schedule_refinement.figure import Panel, draw
 from nap import schedules
 from nap.schedules import profiles
@@ -59,7 +62,6 @@ PARTS = {"": "all weights", "hidden_": "hidden weights"}
 QUARTERS = (0.25, 0.5, 0.75)
 RECORDS = 20
 """Of the run whose gradients are logged."""
-SAVE_SECONDS = 30.0
 _RATIO = "half over quarter"
 _LINEAR_RATIO = (1 - QUARTERS[1]) / (1 - QUARTERS[0])
 
@@ -110,8 +112,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     jobs = []
     for cell in cells(argv):
         configs, options, _ = _parse(cell)
-        folders = (harness.run_folder(NAME, config, out=options.out, label=_label(config)) for config in configs)
-        jobs.append(harness.Job((NAME, *cell), tuple(folders)))
+        jobs.append(harness.job_of(NAME, cell, configs, options, _label))
     return jobs
 
 
@@ -144,18 +145,12 @@ def change(values: Float[np.ndarray, "seeds updates"]) -> Float[np.ndarray, " se
     return values[:, -tenth:].mean(axis=1) / values[:, :tenth].mean(axis=1)
 
 
-def best_peak(scores: Float[np.ndarray, "peaks seeds scores"]) -> int:
-    """The peak whose test loss is least, on average over the seeds; one that diverged is none's best."""
-    losses = scores[..., SCORES.index("test_loss")]
-    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf).mean(axis=1)))
-
-
 def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
     parsed, panels = [_parse(cell) for cell in cells(argv)], []
     for configs, options, dataset in parsed:
-        traces = {config.method: load_trace(_run(config, options, dataset)) for config in configs}
+        traces = {config.method: _run(config, options, dataset) for config in configs}
         title = f"{configs[0].problem.data}, {configs[0].optimizer}"
         print(f"{title}\n\n{tables(configs, traces)}\n")
         curves = {(of.method, words): refined(of, traces[of.method], p) for of in configs for p, words in PARTS.items()}
@@ -168,7 +163,7 @@ def _main(argv: list[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
     """The configuration of both methods, the other options and the data."""
-    config, options = harness.parse_command(Config, argv, name=NAME, description=__doc__, options_type=Options)
+    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=Options)
     lr = RATES[config.optimizer] if config.lr is None else config.lr
     if not 0 < lr < math.inf:
         raise harness.UserError(
@@ -180,13 +175,9 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
         raise harness.UserError(f"--updates {config.updates}: it must be at least {RECORDS}")
     if not 0 <= config.smooth <= 1:
         raise harness.UserError(f"--smooth {config.smooth:g}: a share of the run, from 0 to 1")
-    if config.seed < 0:
-        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
     if options.plot and (options.plot.suffix not in (".png", ".pdf", ".svg") or not options.plot.parent.is_dir()):
         raise harness.UserError(f"--plot {options.plot}: a file in a folder that is there, .png, .pdf or .svg")
-    problem, dataset = load_problem(config.problem)
-    config = dataclasses.replace(config, problem=problem, lr=float(lr), seeds=options.seeds)
-    return [dataclasses.replace(config, method=method) for method in METHODS], options, dataset
+    return [dataclasses.replace(config, method=method, lr=float(lr)) for method in METHODS], options, dataset
 
 
 def _label(config: Config) -> str:
@@ -194,24 +185,13 @@ def _label(config: Config) -> str:
     return f"{config.method}-{config.optimizer}-lr{config.lr:g}-noise{config.problem.label_noise:g}-{seeds}"
 
 
-def _run(config: Config, options: Options, dataset: Dataset) -> Path:
-    """The logged run of a method and those by schedule, from the beginning or from where they were left; the folder."""
-    with harness.open_run(
-        NAME,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=1 + len(SCHEDULES),
-        unit="stages",
-    ) as opened:
-        if not opened.done:
-            _stages(config, opened, dataset)
-        return opened.folder
+def _run(config: Config, options: Options, dataset: Dataset) -> Trace:
+    """The logged run of a method and those by schedule."""
+    train = functools.partial(_train, config, dataset)
+    return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
 
 
-def _stages(config: Config, opened: harness.Run, dataset: Dataset) -> None:
+def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
     """The logged run first, then the training runs of one schedule after another."""
     assert config.lr is not None, "_parse fills it in"
     seeds, order = range(config.seed, config.seed + config.seeds), ORDERS[config.optimizer]
@@ -219,35 +199,28 @@ def _stages(config: Config, opened: harness.Run, dataset: Dataset) -> None:
     logged = (NORMS[order], f"hidden_{NORMS[order]}", "weight_norm", "elr")
     trace = {name: np.full((config.seeds, config.updates), np.nan, np.float32) for name in logged}
     scores = np.full((len(SCHEDULES), len(config.peaks), config.seeds, len(SCORES)), np.nan, np.float32)
-    done, (trace, scores) = opened.restore((trace, scores))
-    trace, scores = {name: np.array(values) for name, values in trace.items()}, np.array(scores)
-    again = over_seeds(lambda data, own: training(data, own).scores, dataset, len(config.peaks), seeds)
-    last_save = time.monotonic()
-    while done <= len(SCHEDULES):
-        if done == 0:
-            log = over_seeds(training, dataset, 1, seeds)
-            of_run = log(np.full((1, config.updates), config.lr))
-            trace = {name: of_run.trace[name][0] for name in logged}
-            for part in PARTS:  # a network whose units are all silent has no gradient, and no refined schedule
-                with np.errstate(divide="ignore"):
-                    total = np.log(trace[part + NORMS[order]]).sum()
-                opened.check_finite("logarithm of the gradient's norm", total, updates=config.updates)
-            _record_logged(config, opened, trace)
-        else:
-            schedule = SCHEDULES[done - 1]
-            peaks = config.lr * np.array(config.peaks)
-            trained = again(peaks[:, None, None] * _multipliers(config, schedule, trace))
-            scores[done - 1] = np.stack([trained[name] for name in SCORES], axis=-1)
-            lost = scores[done - 1, best_peak(scores[done - 1])].sum()
-            opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=config.updates)
-            _record_trained(config, opened, schedule, peaks, scores[done - 1])
-        done += 1
-        opened.progress.update(stages=done)
-        if done > len(SCHEDULES) or opened.interrupted or time.monotonic() - last_save > SAVE_SECONDS:
-            opened.save(done, (trace, scores))
-            last_save = time.monotonic()
-        opened.check_interrupted()
-    save_trace(opened.folder, {**trace, "scores": scores})
+    peaks = config.lr * np.array(config.peaks)
+    again = scores_over_seeds(training, dataset, len(peaks), seeds)
+
+    def log() -> None:
+        of_run = over_seeds(training, dataset, 1, seeds)(np.full((1, config.updates), config.lr))
+        for name in logged:
+            trace[name][:] = of_run.trace[name][0]
+        for part in PARTS:  # a network whose units are all silent has no gradient, and no refined schedule
+            with np.errstate(divide="ignore"):
+                total = np.log(trace[part + NORMS[order]]).sum()
+            opened.check_finite("logarithm of the gradient's norm", total, updates=config.updates)
+        _record_logged(config, opened, trace)
+
+    def train(which: int) -> None:
+        schedule, of_schedule = SCHEDULES[which], scores[which]
+        of_schedule[:] = again(peaks[:, None, None] * _multipliers(config, schedule, trace))
+        lost = of_schedule[best_peak(of_schedule)].sum()
+        opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=config.updates)
+        _record_trained(config, opened, schedule, peaks, of_schedule)
+
+    stages = [log, *(functools.partial(train, which) for which in range(len(SCHEDULES)))]
+    run_stages(opened, {**trace, "scores": scores}, stages)
     opened.finish(_summary(config, trace, scores))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from run_folders import rows, typed
 
 from experiments import atari, harness
 from experiments.harness.checkpoint import Checkpoints
@@ -17,9 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command_line(options: dict[str, Any], out: Path, *flags: str) -> list[str]:
-    """The arguments after `python -m experiments`; "_" in a name stands for "-"."""
-    given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return ["atari", *given, *flags, "--out", str(out)]
+    """The arguments after `python -m experiments`."""
+    return ["atari", *typed(options), *flags, "--out", str(out)]
 
 
 def start(argv: list[str]) -> subprocess.Popen:
@@ -41,8 +41,7 @@ def folder_of(out: Path) -> Path:
 
 
 def records(folder: Path, phase: str = "train") -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["phase"] == phase]
+    return rows(folder, phase)
 
 
 def final_state(folder: Path, argv: list[str], num_actions: int, observation: tuple[int, int, int]) -> Any:

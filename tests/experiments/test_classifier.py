@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness.classifier import Problem, load_problem, make_training, over_seeds
+from experiments.harness.classifier import Problem, best_peak, load_problem, make_training, over_seeds
 from nap.networks import MLP, as_functions
 
 PROBLEM, DIGITS = load_problem(Problem(data="digits", hidden=(16,), batch_size=20))
@@ -73,6 +73,12 @@ def test_noise_is_drawn_anew_at_every_update_and_hinders():
     clean = trained(rates).scores["test_error"].mean()
     noisy = trained(rates, problem=Problem(data="digits", hidden=(16,), batch_size=20, label_noise=0.9)).scores
     assert clean < 0.4 < noisy["test_error"].mean()
+
+
+@pytest.mark.parametrize("others", [(2,), (1, 2), (2, 1)])
+def test_the_best_peak_by_hand(others):
+    losses = np.array([[1.0, 3.0], [2.0, 1.0], [0.0, np.nan]]).reshape(3, *others)
+    assert best_peak(np.stack([0 * losses, losses, 9 - losses], axis=-1)) == 1
 
 
 @pytest.mark.parametrize(

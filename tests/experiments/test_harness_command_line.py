@@ -58,8 +58,8 @@ def test_seeds_count_up_from_seed():
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--preset", "lnog"], "error: 'lnog' is not a preset; did you mean 'long'?"),
-        (["--preset", "zzz"], "error: 'zzz' is not a preset; there are: long"),
+        (["--preset", "lnog"], "error: --preset: 'lnog' is not a preset; did you mean 'long'?"),
+        (["--preset", "zzz"], "error: --preset: 'zzz' is not a preset; there are: long"),
         (["--seeds", "0"], "error: --seeds 0: at least 1 seed is needed"),
     ],
 )
@@ -231,3 +231,12 @@ def test_the_compilation_cache_is_the_users_or_the_one_they_name(tmp_path, monke
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "experiments"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

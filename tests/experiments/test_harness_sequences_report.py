@@ -1,105 +1,42 @@
 """The report on sequences of games: scores beside fresh agents, what is forgotten, what is missing."""
 
-import csv
-import dataclasses
-import itertools
-
-import numpy as np
 import pytest
-from made_up_runs import (
-    LAYERS,
-    Config,
-    SequenceConfig,
-    make_run,
-    make_sequence,
-    sequence_rows,
-    write_sequence_run,
-)
+from made_up_runs import Config, make_run, sequence_rows, write_sequence_run
 from test_harness_plasticity_report import Tables
+from worked_sequences import (
+    FRESH,
+    KEPT,
+    NAP,
+    NONE,
+    ONE_LAYER,
+    config_of,
+    rows_of,
+    scores_in,
+    write,
+    write_fresh,
+    write_worked,
+)
 
 from envs.scores import REFERENCES
-from envs.sequence import Sequence, Task, parse_tasks
+from envs.sequence import Task, parse_tasks
 from experiments.harness.errors import UserError
 from experiments.harness.read import load_runs
-from experiments.harness.report import atari, sequences, sequences_figures, write_figure, write_figures, write_report
-from experiments.harness.report.looks import palette
-from experiments.harness.report.panels import draw, numbers
-from experiments.harness.report.sequences_scores import Scores, difference, summary
+from experiments.harness.report import atari, sequences, sequences_figures, write_figure, write_report
+from experiments.harness.report.sequences_scores import difference, summary
 from experiments.harness.report.sequences_studies import differing, make_studies
 
 CONSTANT = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant"}
-ONE_LAYER = LAYERS[3:4]
-TWO_GAMES = "bricks,catch"  # their scales are 0 to 2 and 0 to 1 in FRESH
-
-
-def config_of(method="nap", tasks=TWO_GAMES, frames=100, seeds=2, **changes):
-    return SequenceConfig(tasks, frames=frames, iteration_frames=50, method=method, seeds=seeds, **changes)
-
-
-def rows_of(config, evaluations, kept=()):
-    """Rows of given evaluations, halfway and at the end of each visit, and of what is kept of all tasks after it.
-
-    Args:
-        evaluations: [visits][seeds][2].
-        kept: [visits][seeds][tasks].
-    """
-    sequence = Sequence(parse_tasks(config.tasks, config.frames), config.passes)
-    rows = []
-    for visit, of_visit in zip(sequence.visits, evaluations, strict=False):
-        for seed, (half, end) in enumerate(of_visit, config.seed):
-            place = {"seed": seed, "task": visit.task.name, "visit": visit.number + 1}
-            rows.append(
-                {"phase": "train", **place, "frames": visit.start + 10, "visit_frames": 10, "train/return": 0.0}
-            )
-            for part, score in ((0.5, half), (1.0, end)):
-                within = int(part * visit.task.frames)
-                row = {"phase": "eval", **place, "frames": visit.start + within, "visit_frames": within}
-                rows.append(row | {"played": visit.task.name, "eval/return": score})
-        for seed, of_tasks in enumerate(kept[visit.number] if kept else (), config.seed):
-            for task, score in zip(sequence.tasks, of_tasks, strict=True):
-                row = {"phase": "all", "seed": seed, "task": visit.task.name, "visit": visit.number + 1}
-                row |= {"frames": visit.start + visit.task.frames, "visit_frames": visit.task.frames}
-                rows.append(row | {"played": task.name, "eval/return": score})
-    return rows
-
-
-def write(out, config, evaluations, kept=(), finish=True):
-    return write_sequence_run(out, config, rows_of(config, evaluations, kept), finish)
-
-
-def write_fresh(out, config, of_tasks):
-    """Fresh agents with the given evaluations, [tasks][seeds][2]."""
-    for task, evaluations in zip(parse_tasks(config.tasks, config.frames), of_tasks, strict=True):
-        write(out, config.alone(task), [evaluations])
-
-
-# Two seeds each. In percent of the scales, nap's visits end with 100, 100, 75, 50 and with 100, 50, 50, 100.
-FRESH = [[(1, 2), (1, 2)], [(0.5, 1), (0.5, 1)]]
-NAP = [[(1, 2), (1, 2)], [(0.75, 1), (0.25, 0.5)], [(1, 1.5), (1, 1)], [(0.25, 0.5), (0.5, 1)]]
-KEPT = [[(2, 0), (2, 0)], [(1, 1), (0.5, 0.5)], [(1.5, 0.5), (1, 0.25)], [(1, 0.5), (1, 1)]]
-NONE = [[(1, 1)] * 2, [(0.5, 0.5)] * 2] * 2
 
 
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory):
-    """Two methods on two games, two passes, with fresh agents."""
-    folder = tmp_path_factory.mktemp("worked")
-    write(folder, config_of(), NAP, KEPT)
-    write_fresh(folder, config_of(), FRESH)
-    write(folder, config_of("none"), NONE)
-    write_fresh(folder, config_of("none"), [[(1, 1)] * 2, [(0.5, 0.5)] * 2])
-    return folder
+    return write_worked(tmp_path_factory.mktemp("worked"))
 
 
 @pytest.fixture(scope="module")
 def worked_page(worked):
     """The report on it, as HTML."""
     return write_report([worked]).read_text()
-
-
-def scores_in(*paths):
-    (study,) = make_studies(load_runs(paths))
-    return Scores(study)
 
 
 def pages(*paths):
@@ -265,107 +202,6 @@ def test_several_sequences_have_a_part_each(tmp_path):
     assert {name for name, _ in sequences.plots(runs)} == names
     write(tmp_path, config_of(tasks="bricks,catch", passes=2, frames=200), NAP)
     assert "bricks and catch, 2 passes (2)" in {study.name for study in make_studies(load_runs([tmp_path]))}
-
-
-def test_the_score_is_drawn_over_all_frames_with_switches_and_fresh_levels(worked):
-    scores = scores_in(worked)
-    plot = sequences_figures.scores_plot(scores)
-    assert plot.marks == (100, 200, 300) and [name for *_, name in plot.stretches] == ["bricks", "catch"] * 2
-    lines = {(line.method, line.statistic): line for line in plot.panels[0].lines}
-    third = lines["nap", "mean, visit 3"]
-    np.testing.assert_allclose(third.x, [250, 300])
-    np.testing.assert_allclose(third.y, [50, 62.5])
-    np.testing.assert_allclose([third.low[-1], third.high[-1]], [50, 75])
-    level = lines["none", "fresh, visit 4"]
-    np.testing.assert_allclose((level.x, level.y), ([300, 400], [50, 50]))
-    figure = draw(plot, palette(["none", "nap"]))
-    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert len(dotted) == 8 and figure.legends[0].get_texts()[-1].get_text() == "fresh agents"
-    (panel,) = sequences_figures.visits_plot(scores).panels
-    by_method = {line.method: line for line in panel.lines}
-    np.testing.assert_allclose(by_method["nap"].y, [0, -25, -37.5, -25])
-    assert panel.level == 0
-
-
-def test_tasks_have_a_row_each_with_fresh_agents_beside_where_there_are_many_methods(tmp_path, worked):
-    few = sequences_figures.tasks_plot(scores_in(worked))
-    titles = [panel.title for panel in few.panels]
-    assert titles == ["bricks, visit 1", "bricks, visit 2", "catch, visit 1", "catch, visit 2"]
-    assert [line.statistic for line in few.panels[0].lines] == ["fresh", "mean"] * 2
-    for method in ("none", "layernorm", "nap", "redo"):
-        write(tmp_path, config_of(method, passes=4), NAP[:2])
-        write_fresh(tmp_path, config_of(method, passes=4), FRESH)
-    scores = scores_in(tmp_path)
-    many = sequences_figures.tasks_plot(scores)
-    titles = [panel.title for panel in many.panels[:4]]
-    assert titles == ["bricks, fresh agents", "bricks, visit 1", "bricks, visit 2", "bricks, visit 4"]
-    assert many.columns == 4 and not many.panels[3].lines
-    axes = draw(many, palette(many.methods)).axes
-    assert [text.get_text() for text in axes[3].texts] == ["nothing yet"] and not axes[1].texts
-    assert axes[0].get_ylim() == axes[3].get_ylim() != axes[4].get_ylim()
-    each = sequences_figures.scores_plot(scores).panels
-    assert [panel.title for panel in each] == ["all methods", "none", "layernorm", "nap", "redo"]
-    assert not any(line.statistic.startswith("fresh") for line in each[0].lines)
-
-
-def test_weights_are_thinned_within_visits_and_their_norms_start_at_one(tmp_path):
-    config = config_of(tasks="bricks", passes=2, frames=10_000, seeds=1)
-    rows = [
-        {"phase": "train", "seed": 0, "task": "bricks", "visit": visit + 1, "frames": 10_000 * visit + 10 * record}
-        | {"visit_frames": 10 * record, "weight_norm/hidden": 3.0 + 3 * visit, "elr/hidden": 0.01, "learning_rate": 0.1}
-        for visit, record in itertools.product(range(2), range(1, 1001))
-    ]
-    write_sequence_run(tmp_path, config, rows, finish=False)
-    (study,) = make_studies(load_runs([tmp_path]))
-    plot = sequences_figures.weights_plot(study)
-    assert [panel.title for panel in plot.panels] == [
-        "weight norm",
-        "effective learning rate",
-        "learning rate, as written",
-    ]
-    (line,) = plot.panels[0].lines
-    assert line.x.size == 500 and set(line.y.round(9)) == {1, 2}, "no point lies on both sides of the switch"
-    assert plot.panels[1].log and plot.marks == (10_000,)
-
-
-@pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
-    """Two methods with a layer; their figures."""
-    folder = tmp_path_factory.mktemp("made-up")
-    for method in ("none", "nap"):
-        make_sequence(folder, SequenceConfig(method=method, passes=1, seeds=2), layers=ONE_LAYER)
-    write_figures([folder], folder / "figures")
-    return folder
-
-
-def test_all_figures_are_written_with_the_numbers_that_are_drawn(made_up):
-    runs = load_runs([made_up])
-    plots = {plot.name: plot for _, plot in sequences.plots(runs)}
-    assert set(plots) == {
-        *("scores", "against-fresh-agents", "tasks", "weights", "training"),
-        *("layers-weight-norm", "layers-elr", "layers-dormant-fraction"),
-    }
-    files = {path.name for path in (made_up / "figures").iterdir()}
-    endings = ("png", "pdf", "csv")
-    assert files == {f"{name}.{ending}" for name in plots for ending in endings}
-    with open(made_up / "figures" / "scores.csv", encoding="utf-8") as file:
-        written = [(row["method"], row["statistic"], float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
-    assert written == [row[2:] for row in numbers(plots["scores"])] and len(written) > 100
-    panels = sequences.overview(runs).panels
-    assert [panel.title for panel in panels] == ["score in evaluation", "weight norm", "effective learning rate"]
-    norms = {line.method: line.y for line in panels[1].lines}
-    np.testing.assert_allclose(norms["nap"], 1)
-    assert norms["none"][-1] > 1.5
-
-
-def test_level_curves_are_not_blown_up_to_their_rounding_errors(made_up):
-    runs = [run for run in load_runs([made_up]) if run.method == "nap"]
-    (plot,) = [plot for _, plot in sequences.plots(runs) if plot.name == "layers-weight-norm"]
-    (line,) = plot.panels[0].lines
-    jitter = line._replace(y=line.y + 1e-7 * np.arange(line.y.size) % 3e-7, low=None, high=None)
-    plot = dataclasses.replace(plot, panels=(dataclasses.replace(plot.panels[0], lines=(jitter,)),))
-    low, high = draw(plot, palette(["nap"])).axes[0].get_ylim()
-    assert low < 0.96 and high > 1.04
 
 
 def test_many_tasks_are_folded_and_have_no_panel_each(tmp_path):

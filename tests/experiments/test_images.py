@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from run_folders import completed, folder_in, rows, typed
 
 from envs.loaders import ImageBatch
 from experiments import images
@@ -14,7 +15,7 @@ from experiments.harness.run import Run
 from nap import paths
 
 # 20 images to train on and 6 held out, in batches of 4: epochs end within a batch, and the last held-out one is filled.
-TINY = {"--updates": "8", "--batch-size": "4", "--evaluations": "2", "--log-every": "3", "--lr": "0.05"}
+TINY = {"updates": 8, "batch-size": 4, "evaluations": 2, "log-every": 3, "lr": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +38,7 @@ def small_network():
 
 
 def command(data: Path, out: Path, *arguments: str) -> int:
-    words = [word for option in TINY.items() if option[0] not in arguments for word in option]
-    return images.main(["--data", str(data), *words, *arguments, "--out", str(out)])
-
-
-def folder_in(out: Path) -> Path:
-    (folder,) = (path.parent for path in out.rglob("config.json"))
-    return folder
-
-
-def rows(folder: Path, phase: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == phase]
+    return images.main(["--data", str(data), *completed(arguments, TINY), "--out", str(out)])
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +105,7 @@ def test_smoothed_labels_by_hand():
 
 def test_a_plan_names_the_folder_that_the_run_has(data, finished, tmp_path):
     argv = ["--data", str(data), "--seeds", "2", "--ema", "0.9", "--accumulate", "2", "--out", str(finished.parents[1])]
-    argv += ["--augmentation", "crop-and-flip", *(word for option in TINY.items() for word in option)]
+    argv += ["--augmentation", "crop-and-flip", *typed(TINY)]
     first, second = images.plan(argv)
     assert first.folders == (finished,)
     assert second.folders[0].name.startswith("stripes-resnet-8-nap-seed1-")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from run_folders import config_of, folders_in, rows, typed
 
 from experiments import atari, harness, implicit_schedule
 from experiments.atari.config import Config
@@ -20,9 +21,9 @@ from nap import paths
 
 # Two iterations of 160 agent steps; the first update is number 1, of 64 in all.
 OPTIONS = {
-    "game": "catch", "frames": 1280, "iteration-frames": 640, "min-replay-frames": 256, "replay-capacity": 300,
-    "num-envs": 2, "evaluation-episodes": 4, "batch-size": 8, "update-period": 4, "target-period": 16,
-    "log-every": 10, "lr": 3e-3, "seed": 3,
+    "game": "catch", "frames": 1280, "iteration_frames": 640, "min_replay_frames": 256, "replay_capacity": 300,
+    "num_envs": 2, "evaluation_episodes": 4, "batch_size": 8, "update_period": 4, "target_period": 16,
+    "log_every": 10, "lr": 3e-3, "seed": 3,
 }  # fmt: skip
 # Rainbow without what takes long to compile; two hidden layers are left.
 WITHOUT = ("--no-noisy", "--no-distribution", "--no-prioritized")
@@ -31,27 +32,20 @@ HIDDEN = ["value_hidden", "advantage_hidden"]
 
 
 def command(out: Path, **changes) -> int:
-    changes = {name.replace("_", "-"): value for name, value in changes.items()}
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    return implicit_schedule.main([*options, *WITHOUT, "--out", str(out)])
+    return implicit_schedule.main([*typed(OPTIONS | changes), *WITHOUT, "--out", str(out)])
 
 
 def folders(out: Path) -> dict[str, Path]:
     """The run folders by arm."""
     found = {}
-    for path in out.glob("atari/*"):
-        config = json.loads((path / "config.json").read_text())["config"]
+    for path in folders_in(out):
+        config = config_of(path)
         found[FREE if config["method"] == FREE else f"nap {config['optimizer']['schedule']}"] = path
     return found
 
 
-def rows(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == "train"]
-
-
 def norms(folder: Path, layer: str) -> np.ndarray:
-    return np.array([row[f"weight_norm/{layer}"] for row in rows(folder)])
+    return np.array([row[f"weight_norm/{layer}"] for row in rows(folder, "train")])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +62,7 @@ def test_all_arms_run_and_only_the_free_norms_grow(done):
     assert found["nap global-matching"].name.startswith("catch-rainbow-nap-global-matching-seed3-")
     for arm, folder in found.items():
         assert (folder / "DONE").exists()
-        assert [row["updates"] for row in rows(folder)] == UPDATES
+        assert [row["updates"] for row in rows(folder, "train")] == UPDATES
         for layer in HIDDEN:
             of_arm, free = norms(folder, layer), norms(found[FREE], layer)
             assert of_arm[0] == pytest.approx(free[0], rel=1e-6)  # the same initial weights
@@ -84,14 +78,14 @@ def test_rates_follow_the_free_norms_by_hand(done):
     mean = np.sqrt(free[HIDDEN[0]] * free[HIDDEN[1]])
     for layer in HIDDEN:
         for arm, followed in (("nap matching", free[layer]), ("nap global-matching", mean)):
-            rates = [row[f"learning_rate/{layer}"] for row in rows(found[arm])]
+            rates = [row[f"learning_rate/{layer}"] for row in rows(found[arm], "train")]
             np.testing.assert_allclose(rates, 3e-3 * followed[0] / followed, rtol=1e-5)
-            assert {row["learning_rate"] for row in rows(found[arm])} == {
-                rows(found["nap constant"])[0]["learning_rate"]
+            assert {row["learning_rate"] for row in rows(found[arm], "train")} == {
+                rows(found["nap constant"], "train")[0]["learning_rate"]
             }
     for arm in ("nap constant", "nap linear", "nap cosine"):
-        assert not [name for name in rows(found[arm])[0] if name.startswith("learning_rate/")]
-    written = {arm: [row["learning_rate"] for row in rows(folder)] for arm, folder in found.items()}
+        assert not [name for name in rows(found[arm], "train")[0] if name.startswith("learning_rate/")]
+    written = {arm: [row["learning_rate"] for row in rows(folder, "train")] for arm, folder in found.items()}
     assert len(set(written[FREE])) == 1
     assert written["nap linear"][3] == pytest.approx(3e-3 * (1 - 0.99 * 29 / 64), rel=1e-5)
     assert written["nap cosine"][3] == pytest.approx(3e-3 * (0.01 + 0.99 * (1 + np.cos(np.pi * 29 / 64)) / 2), rel=1e-5)
@@ -277,7 +271,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, changes, words):
     assert command(tmp_path, **changes) == 2
     heard = capsys.readouterr()
     assert words in heard.err and heard.err.startswith("error: ") and heard.err.count("\n") == 1
-    assert heard.out == "" and not list(tmp_path.rglob("config.json"))
+    assert heard.out == "" and not folders_in(tmp_path)
 
 
 def test_a_schedule_that_follows_needs_projection(tmp_path, capsys):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_folders import completed, folder_in, rows, typed
 
 from envs.loaders import Question, TextBatch, Tokenizer
 from experiments import language
@@ -15,8 +16,8 @@ from experiments.harness.choices import load_choices, score
 from experiments.harness.run import Run
 from nap import paths
 
-TINY = {"--layers": "2", "--width": "8", "--heads": "2", "--sequence": "8", "--batch-size": "4", "--updates": "6"}
-TINY |= {"--evaluations": "2", "--log-every": "2", "--lr": "0.01"}
+TINY = {"layers": 2, "width": 8, "heads": 2, "sequence": 8, "batch-size": 4, "updates": 6}
+TINY |= {"evaluations": 2, "log-every": 2, "lr": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +37,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(data: Path, out: Path, *arguments: str) -> int:
-    words = [word for option in TINY.items() if option[0] not in arguments for word in option]
-    return language.main(["--text", str(data / "text.jsonl"), *words, *arguments, "--out", str(out)])
-
-
-def folder_in(out: Path) -> Path:
-    (folder,) = (path.parent for path in out.rglob("config.json"))
-    return folder
-
-
-def rows(folder: Path, phase: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == phase]
+    return language.main(["--text", str(data / "text.jsonl"), *completed(arguments, TINY), "--out", str(out)])
 
 
 OPTIONS = ("--scan-layers", "--z-loss", "1e-4")
@@ -150,8 +140,7 @@ def test_choices_by_hand():
 
 
 def test_a_plan_names_the_folder_that_the_run_has(data, finished):
-    words = [word for option in TINY.items() for word in option]
-    argv = ["--text", str(data / "text.jsonl"), *words, *OPTIONS, "--choices", f"piqa={data / 'valid.jsonl'}"]
+    argv = ["--text", str(data / "text.jsonl"), *typed(TINY), *OPTIONS, "--choices", f"piqa={data / 'valid.jsonl'}"]
     (job,) = language.plan([*argv, "--out", str(finished.parents[1])])
     assert job.folders == (finished,)
 

@@ -3,8 +3,6 @@
 import functools
 import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +13,17 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from two_processes import run_two
 
 import nap
 from agents.replay import ReplayState, Step
 from agents.sum_tree import set_leaves
 from experiments import atari, harness
 from experiments.atari.config import Config, resolve
-from experiments.harness import large_arrays, mesh
+from experiments.harness import large_arrays, mesh, processes
 from experiments.harness.checkpoint import Checkpoints
 from nap.networks import MLP, as_functions
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVS, CAPACITY, BATCH, UPDATES = 2, 40, 16, 3
 
 
@@ -237,16 +235,16 @@ def be_process(process: int, port: int, out: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
         del os.environ[name]  # the tests' own job, if they run in one
     with pytest.raises(harness.UserError, match=r"^--coordinator auto: neither SLURM .* started this process"):
-        mesh.join(mesh.AUTO)
+        processes.join(processes.AUTO)
     if process == 0:
-        mesh.join(f"127.0.0.1:{port}", processes=2, process=0)
+        processes.join(f"127.0.0.1:{port}", processes=2, process=0)
     else:
         slurm = {"JOB_ID": 1, "STEP_NODELIST": "127.0.0.1", "NTASKS": 2, "PROCID": 1, "LOCALID": 0}
         os.environ |= {f"SLURM_{name}": str(value) for name, value in slurm.items()}
         os.environ["JAX_COORDINATOR_PORT"] = str(port)
-        mesh.join(mesh.AUTO)
+        processes.join(processes.AUTO)
     devices = mesh.make_mesh()
-    assert (devices.size, mesh.writes()) == (2, process == 0)
+    assert (devices.size, processes.writes()) == (2, process == 0)
     for wanted in (1, 3):
         with pytest.raises(harness.UserError, match=f"--devices {wanted}: "):
             mesh.make_mesh(wanted)
@@ -259,27 +257,8 @@ def be_process(process: int, port: int, out: Path) -> None:
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    flags = re.sub("device_count=8", "device_count=1", os.environ["XLA_FLAGS"])
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(process), str(port), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    for code, errors in run_two(Path(__file__), str(tmp_path)):
+        assert code == 0, errors
     for name, expected in (("rainbow", weights(on(1).after(UPDATES))), ("supervised", trained_on_one())):
         first, second = (np.load(tmp_path / f"{name}{process}.npz") for process in (0, 1))
         assert_equal_to_rounding(dict(first), expected)
@@ -334,22 +313,6 @@ def test_devices_that_cannot_be_used_are_refused_in_a_line(flags, line, tmp_path
     assert harness.dispatch(command(tmp_path, *flags)) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (("node1", 2, 0), "--coordinator node1: it must be auto, or host:port of process 0, as node1:9876"),
-        (("node1:80a", 2, 0), "--coordinator node1:80a: it must be auto"),
-        (("node1:9876",), "--processes None: with --coordinator node1:9876 it must be at least 1"),
-        (("node1:9876", 0, 0), "--processes 0: with --coordinator node1:9876 it must be at least 1"),
-        (("node1:9876", 2), "--process None: it must lie in 0 to 1, for --processes 2"),
-        (("node1:9876", 2, 2), "--process 2: it must lie in 0 to 1, for --processes 2"),
-    ],
-)
-def test_processes_that_cannot_find_each_other_are_told_why(arguments, line):
-    with pytest.raises(harness.UserError, match=f"^{re.escape(line)}"):
-        mesh.join(*arguments)
 
 
 if __name__ == "__main__":

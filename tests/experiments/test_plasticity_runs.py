@@ -7,31 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import completed, folders_in, rows
 
 from experiments import harness, plasticity
 from experiments.harness.methods import OptimizerConfig
 
-TINY = {"--data": ["digits"], "--tasks": ["4"], "--epochs": ["2"], "--examples": ["40"], "--batch-size": ["10"]}
-TINY["--hidden"] = ["8", "7"]
+TINY = {"data": "digits", "tasks": 4, "epochs": 2, "examples": 40, "batch-size": 10, "hidden": (8, 7)}
 
 
 def command(out: Path, *arguments: str) -> int:
-    given = {name for name in arguments if name.startswith("--")}
-    tiny = [word for name, value in TINY.items() if name not in given for word in (name, *value)]
-    return plasticity.main([*tiny, *arguments, "--out", str(out)])
-
-
-def folders(out: Path) -> list[Path]:
-    return sorted(path.parent for path in out.rglob("config.json"))
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return plasticity.main([*completed(arguments, TINY), "--out", str(out)])
 
 
 def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
     assert command(tmp_path, "--method", "nap", "--seeds", "3", "--lr", "0.01") == 0
-    (folder,) = folders(tmp_path)
+    (folder,) = folders_in(tmp_path)
     found = rows(folder)
     assert [(row["task"], row["seed"]) for row in found] == [
         (task, seed) for task in (1, 2, 3, 4) for seed in (0, 1, 2)
@@ -54,11 +44,11 @@ def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
 def test_a_grid_runs_every_cell_once(tmp_path, capsys):
     grid = ["--method", "none", "--method", "layernorm+redo", "--lr", "0.01", "--lr", "0.001"]
     assert command(tmp_path, *grid) == 0
-    first = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders(tmp_path)}
+    first = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders_in(tmp_path)}
     assert len(first) == 4
     assert "* 0.0" in capsys.readouterr().out  # the best rate of a method
     assert command(tmp_path, *grid) == 0
-    assert {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders(tmp_path)} == first
+    assert {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in folders_in(tmp_path)} == first
 
 
 def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, capsys):
@@ -76,12 +66,12 @@ def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, c
     with monkeypatch.context() as patched:
         patched.setattr(plasticity._Recorder, "flush", interrupt_in_the_third_task)
         assert command(tmp_path / "parts", *arguments) == 128 + signal.SIGTERM
-    (part,) = folders(tmp_path / "parts")
+    (part,) = folders_in(tmp_path / "parts")
     assert not (part / "DONE").exists()
     assert (part / "checkpoints" / "5").exists()  # stretches: it did not wait for the end of the task
     assert command(tmp_path / "parts", *arguments) == 0
     assert "resuming" in capsys.readouterr().err
-    (whole,) = folders(tmp_path / "whole")
+    (whole,) = folders_in(tmp_path / "whole")
     for name in ("metrics.jsonl", "summary.json"):
         assert (part / name).read_text() == (whole / name).read_text()
 
@@ -89,8 +79,8 @@ def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, c
 def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     assert command(tmp_path / "three", "--seeds", "3") == 0
     assert command(tmp_path / "one", "--seed", "2") == 0
-    three = [row for row in rows(folders(tmp_path / "three")[0]) if row["seed"] == 2]
-    assert rows(folders(tmp_path / "one")[0]) == three
+    three = [row for row in rows(folders_in(tmp_path / "three")[0]) if row["seed"] == 2]
+    assert rows(folders_in(tmp_path / "one")[0]) == three
 
 
 @pytest.mark.parametrize(
@@ -104,7 +94,7 @@ def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
 def test_other_streams_and_networks(tmp_path, stream, more):
     arguments = ["--stream", stream, "--data", "digits", "--tasks", "2", "--epochs", "1", "--examples", "40"]
     assert plasticity.main([*arguments, "--batch-size", "10", "--hidden", "8", *more, "--out", str(tmp_path)]) == 0
-    found = rows(folders(tmp_path)[0])
+    found = rows(folders_in(tmp_path)[0])
     assert len(found) == 2
     assert (found[0]["online_accuracy"] is None) == (stream == "slowly-changing-regression")
     assert ("test_accuracy" in found[0]) == (stream != "slowly-changing-regression")
@@ -114,7 +104,7 @@ def test_other_streams_and_networks(tmp_path, stream, more):
 def test_one_diverged_seed_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
     assert command(tmp_path, "--method", "none", "--optimizer", "sgd", "--lr", "1e20", "--seeds", "2") == 1
     assert "not finite" not in capsys.readouterr().out
-    (folder,) = folders(tmp_path)
+    (folder,) = folders_in(tmp_path)
     assert not (folder / "DONE").exists()
 
 
@@ -147,7 +137,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, wo
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert not folders(tmp_path)
+    assert not folders_in(tmp_path)
 
 
 def test_every_preset_is_a_configuration_that_resolves():
@@ -174,3 +164,10 @@ def test_a_published_cnn_has_its_published_widths(stream, preset, channels, hidd
 def test_a_run_of_another_configuration_has_another_folder():
     configs = [plasticity.Config(), plasticity.Config(seeds=2), plasticity.Config(optimizer=OptimizerConfig(lr=1.0))]
     assert len({harness.config_hash("plasticity", config) for config in configs}) == 3
+
+
+@pytest.mark.parametrize(("schedule", "method"), [("constant", "nap"), ("linear", "nap-linear")])
+def test_a_folders_name_has_the_schedule_of_a_rate_that_is_not_constant(tmp_path, schedule, method):
+    options = ["--schedule", schedule, "--lr", "0.01", "--seeds", "2", "--out", str(tmp_path)]
+    (job,) = plasticity.plan(completed(options, TINY))
+    assert job.name.startswith(f"random-labels-{method}-adam-lr0.01-seeds0to1-")

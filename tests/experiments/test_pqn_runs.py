@@ -7,31 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import completed, folder_in, folders_in, rows, typed
 
 from experiments import harness, pqn
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.read import load_runs
 
 # Rollouts of 16 agent steps (64 frames), six of them, an evaluation after each three.
-TINY = {"--game": ["catch"], "--num-envs": ["4"], "--steps": ["4"], "--epochs": ["2"], "--minibatches": ["2"]}
-TINY |= {"--hidden": ["8"], "--stack": ["1"], "--frames": ["384"], "--iteration-frames": ["192"]}
-TINY |= {"--evaluation-episodes": ["3"], "--log-every": ["2"], "--lr": ["0.01"]}
+TINY = {"game": "catch", "num-envs": 4, "steps": 4, "epochs": 2, "minibatches": 2, "hidden": 8, "stack": 1}
+TINY |= {"frames": 384, "iteration-frames": 192, "evaluation-episodes": 3, "log-every": 2, "lr": 0.01}
 
 
 def command(out: Path, *arguments: str) -> int:
-    given = {name for name in arguments if name.startswith("--")}
-    tiny = [word for name, value in TINY.items() if name not in given for word in (name, *value)]
-    return pqn.main([*tiny, *arguments, "--out", str(out)])
-
-
-def folder_in(out: Path) -> Path:
-    (folder,) = (path.parent for path in out.rglob("config.json"))
-    return folder
-
-
-def rows(folder: Path, phase: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == phase]
+    return pqn.main([*completed(arguments, TINY), "--out", str(out)])
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +150,11 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, wo
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert not list(tmp_path.rglob("config.json"))
+    assert not folders_in(tmp_path)
 
 
 def test_a_sweep_finds_the_run_where_the_command_puts_it(two_seeds):
-    argv = [word for name, value in TINY.items() for word in (name, *value)]
-    out = two_seeds.parents[1]
-    (job,) = pqn.plan([*argv, "--seeds", "2", "--out", str(out)])
+    (job,) = pqn.plan([*typed(TINY), "--seeds", "2", "--out", str(two_seeds.parents[1])])
     assert job.folders == (two_seeds,)
     assert job.argv[0] == "pqn"
 

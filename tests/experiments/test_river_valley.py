@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_folders import folder_in, rows, typed
 
 from experiments import harness, river_valley
+from experiments.harness import stages
+from experiments.harness.classifier import best_peak
 from experiments.harness.trace import load_trace
-from experiments.river_valley import SCHEDULES, best_rate, plan, rates_until
+from experiments.river_valley import SCHEDULES, plan, rates_until
 from experiments.river_valley.toys import (
     Bigrams,
     Valley,
@@ -28,13 +31,8 @@ SMALL_BIGRAMS = Bigrams(tokens=4, updates=200, tables=2)
 
 
 def command(out: Path, *budgets: int, **changes) -> int:
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    return river_valley.main([*options, "--out", str(out), "--budgets", *map(str, budgets or (20, 40))])
-
-
-def rows(out: Path) -> list[dict]:
-    (path,) = out.glob("*/*/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    options = OPTIONS | changes | {"budgets": budgets or (20, 40)}
+    return river_valley.main([*typed(options), "--out", str(out)])
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +100,11 @@ def test_all_schedules_but_a_cosine_for_each_spend_the_same():
     assert rates_until("cosine-each", budgets, 2)[200] == pytest.approx(0.55)
 
 
-def test_the_best_rate_by_hand():
-    losses = np.array([[[1.0, 3.0]], [[2.0, 1.0]], [[0.0, np.nan]]])  # rates, budgets, seeds
-    assert best_rate(np.stack([losses, losses, losses], axis=-1)) == 1
-
-
 def test_records_and_summary(done):
-    found = rows(done)
+    found = rows(folder_in(done))
     phases = [row["phase"] for row in found]
     assert [phases.count(phase) for phase in ("valley", "bigrams", "train")] == [2 * 2, 2 * 4, 4 * 3 * 2 * 2]
-    trace = load_trace(next(done.glob("*/*")))
+    trace = load_trace(folder_in(done))
     trained = [row for row in found if row["phase"] == "train"]
     assert [row["schedule"] for row in trained[::12]] == list(SCHEDULES)
     wsd = [row for row in trained if row["schedule"] == "wsd"][:4]
@@ -120,13 +113,13 @@ def test_records_and_summary(done):
     ]  # fmt: skip
     assert wsd[3]["test_loss"] == trace["scores"][1, 0, 1, 1, 1] and trace["scores"].shape == (4, 3, 2, 2, 3)
     np.testing.assert_allclose(trace["scores"][0, :, 0], trace["scores"][1, :, 0], rtol=1e-5)  # WSD is WSD-S at first
-    summary = json.loads(next(done.glob("*/*/summary.json")).read_text())
-    best = best_rate(trace["scores"][0])
+    summary = json.loads((folder_in(done) / "summary.json").read_text())
+    best = best_peak(trace["scores"][0])
     assert summary["test_loss/wsd-s/40"] == pytest.approx(trace["scores"][0, best, 1, :, 1].mean())
 
 
 def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkeypatch):
-    monkeypatch.setattr(river_valley, "_stages", lambda *_: pytest.fail("it ran again"))
+    monkeypatch.setattr(river_valley, "_train", lambda *_: pytest.fail("it ran again"))
     assert command(done) == 0
     valley, bigrams, trained, claims = capsys.readouterr().out.split("\n\n")[1:5]
     assert len(valley.splitlines()) == 3 + 2 and len(bigrams.splitlines()) == 3 + 4
@@ -140,13 +133,13 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done
         raise harness.Interrupted("stopped by the test")
 
     with monkeypatch.context() as patched:
-        patched.setattr(river_valley, "SAVE_SECONDS", 0.0)
+        patched.setattr(stages, "SAVE_SECONDS", 0.0)
         patched.setattr(harness.Run, "check_interrupted", interrupt)
         assert command(tmp_path) == 130
     assert command(tmp_path) == 0
     assert "after iteration 1" in capsys.readouterr().err
     for name in ("metrics.jsonl", "summary.json"):
-        ours, theirs = (next(out.glob(f"*/*/{name}")) for out in (tmp_path, done))
+        ours, theirs = (folder_in(out) / name for out in (tmp_path, done))
         assert ours.read_bytes() == theirs.read_bytes()
 
 

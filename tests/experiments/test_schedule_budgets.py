@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import config_of, folders_in, rows, typed
 
 from experiments import harness, schedule_budgets
+from experiments.harness import stages
 from experiments.harness.trace import load_trace
 from experiments.schedule_budgets import OPTIMIZERS, RATES, SCHEDULES, mean_ranks, plan, rank_intervals
 
@@ -16,19 +18,14 @@ OPTIONS = {"data": "digits", "hidden": 16, "updates": 30, "seed": SEEDS[0], "see
 
 
 def command(out: Path, *budgets: float, **changes) -> int:
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    shares = [str(budget) for budget in budgets or (0.1, 1.0)]
-    return schedule_budgets.main([*options, "--out", str(out), "--budgets", *shares])
+    options = OPTIONS | changes | {"budgets": budgets or (0.1, 1.0)}
+    return schedule_budgets.main([*typed(options), "--out", str(out)])
 
 
 def folders(out: Path) -> dict[str, Path]:
     """The run folders by optimizer."""
-    found = {json.loads((path / "config.json").read_text())["config"]["optimizer"]: path for path in out.glob("*/*")}
+    found = {config_of(path)["optimizer"]: path for path in folders_in(out)}
     return {optimizer: found[optimizer] for optimizer in OPTIMIZERS}
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +69,7 @@ def test_records_and_summary_hold_each_schedule_in_each_budget(done):
 
 
 def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkeypatch):
-    monkeypatch.setattr(schedule_budgets, "_cells", lambda *_: pytest.fail("it ran again"))
+    monkeypatch.setattr(schedule_budgets, "_train", lambda *_: pytest.fail("it ran again"))
     assert command(done) == 0
     momentum, adam, ranks, claims = capsys.readouterr().out.split("\n\n")[1:5]
     for table in (momentum, adam, ranks):
@@ -91,7 +88,7 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_p
             raise harness.Interrupted("stopped by the test")
 
     with monkeypatch.context() as patched:
-        patched.setattr(schedule_budgets, "SAVE_SECONDS", 0.0)
+        patched.setattr(stages, "SAVE_SECONDS", 0.0)
         patched.setattr(harness.Run, "check_interrupted", interrupt)
         assert command(tmp_path) == 130
     assert command(tmp_path) == 0

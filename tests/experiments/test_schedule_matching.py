@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import config_of, folders_in, rows, typed
 
 from experiments import harness, schedule_matching
 from experiments.schedule_matching import FREE, METHODS, Config, load_trace, multipliers_of, resolve
@@ -13,26 +14,20 @@ from experiments.schedule_matching import FREE, METHODS, Config, load_trace, mul
 SEEDS = (3, 4)
 # 2 tasks of 100 updates each, recorded every 20; a rate at which norms grow within them.
 OPTIONS = {
-    "data": "digits", "tasks": 2, "epochs": 10, "examples": 200, "batch-size": 20, "lr": 0.5, "record-every": 20,
-    "seed": SEEDS[0], "seeds": len(SEEDS),
+    "data": "digits", "tasks": 2, "epochs": 10, "examples": 200, "batch_size": 20, "lr": 0.5, "record_every": 20,
+    "hidden": (32, 32), "seed": SEEDS[0], "seeds": len(SEEDS),
 }  # fmt: skip
 HIDDEN = ["weight_norm/hidden/0", "weight_norm/hidden/1"]
 
 
 def command(out: Path, **changes) -> int:
-    changes = {name.replace("_", "-"): value for name, value in changes.items()}
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    return schedule_matching.main([*options, "--hidden", "32", "32", "--out", str(out)])
+    return schedule_matching.main([*typed(OPTIONS | changes), "--out", str(out)])
 
 
 def folders(out: Path) -> dict[str, Path]:
     """The run folders by variant."""
-    found = {json.loads((path / "config.json").read_text())["config"]["method"]: path for path in out.glob("*/*")}
+    found = {config_of(path)["method"]: path for path in folders_in(out)}
     return {method: found[method] for method in METHODS}
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def summary(folder: Path) -> dict:

@@ -6,32 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import config_of, folders_in, rows, typed
 
 from experiments import harness, schedule_refinement
+from experiments.harness import stages
 from experiments.harness.classifier import SCORES, Problem, load_problem, make_training, over_seeds
 from experiments.harness.trace import load_trace
-from experiments.schedule_refinement import METHODS, SCHEDULES, best_peak, change, plan, shapes
+from experiments.schedule_refinement import METHODS, SCHEDULES, change, plan, shapes
 from nap import schedules
 
 SEEDS, UPDATES = (3, 4), 40
-OPTIONS = {"data": "digits", "hidden": 16, "updates": UPDATES, "lr": 0.5, "seed": SEEDS[0], "seeds": len(SEEDS)}
+OPTIONS = {"data": "digits", "hidden": 16, "updates": UPDATES, "lr": 0.5, "peaks": (0.2, 1)}
+OPTIONS |= {"seed": SEEDS[0], "seeds": len(SEEDS)}
 
 
 def command(out: Path, **changes) -> int:
-    changes = {name.replace("_", "-"): value for name, value in changes.items()}
-    options = [text for name, value in (OPTIONS | changes).items() for text in (f"--{name}", str(value))]
-    return schedule_refinement.main(["--peaks", "0.2", "1", *options, "--out", str(out)])
+    return schedule_refinement.main([*typed(OPTIONS | changes), "--out", str(out)])
 
 
 def folders(out: Path) -> dict[str, Path]:
     """The run folders by method."""
-    found = {json.loads((path / "config.json").read_text())["config"]["method"]: path for path in out.glob("*/*")}
+    found = {config_of(path)["method"]: path for path in folders_in(out)}
     return {method: found[method] for method in METHODS}
-
-
-def rows(folder: Path, phase: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == phase]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +49,8 @@ def test_shapes_by_hand():
     assert of["correlation with linear"][0] == pytest.approx(1) and of["correlation with linear"][1] < 0.1
 
 
-def test_change_and_the_best_peak_by_hand():
+def test_change_by_hand():
     np.testing.assert_allclose(change(np.array([[1.0, 3, 9, 9, 9, 9, 9, 9, 9, 9, 9, 8]])), [8.5 / 2])
-    losses = np.array([[1.0, 3.0], [2.0, 1.0], [0.0, np.nan]])  # of two seeds at each peak
-    assert best_peak(np.stack([losses, losses, losses], axis=-1)) == 1
 
 
 def test_only_the_free_norms_grow_and_each_seed_follows_its_own_refined_schedule(done):
@@ -91,7 +85,7 @@ def test_what_is_trained_again_follows_its_own_seeds_refined_schedule(done):
 
 
 def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkeypatch):
-    monkeypatch.setattr(schedule_refinement, "_stages", lambda *_: pytest.fail("it ran again"))
+    monkeypatch.setattr(schedule_refinement, "_train", lambda *_: pytest.fail("it ran again"))
     assert command(done) == 0
     shape, again, claims = capsys.readouterr().out.split("\n\n")[1:4]
     summary = json.loads((folders(done)["nap"] / "summary.json").read_text())
@@ -120,7 +114,7 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_p
         raise harness.Interrupted("stopped by the test")
 
     with monkeypatch.context() as patched:
-        patched.setattr(schedule_refinement, "SAVE_SECONDS", 0.0)
+        patched.setattr(stages, "SAVE_SECONDS", 0.0)
         patched.setattr(harness.Run, "check_interrupted", interrupt)
         assert command(tmp_path) == 130
     assert not rows(folders(tmp_path)["nap"], "train")

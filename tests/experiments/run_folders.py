@@ -1,0 +1,39 @@
+"""Commands as tests type them, and what their runs leave in the folders."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def typed(options: Mapping[str, Any]) -> list[str]:
+    """Options and their values as arguments; a tuple has several values, and "_" in a name stands for "-"."""
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
+    return [word for name, of in values.items() for word in (f"--{name.replace('_', '-')}", *map(str, of))]
+
+
+def completed(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The arguments, behind those options that they do not set themselves."""
+    return [*typed({name: value for name, value in options.items() if f"--{name}" not in arguments}), *arguments]
+
+
+def folders_in(out: Path) -> list[Path]:
+    """The folders of all runs."""
+    return sorted(path.parent for path in out.rglob("config.json"))
+
+
+def folder_in(out: Path) -> Path:
+    """The folder of the only run."""
+    (folder,) = folders_in(out)
+    return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What was run."""
+    return json.loads((folder / "config.json").read_text())["config"]
+
+
+def rows(folder: Path, phase: str | None = None) -> list[dict[str, Any]]:
+    """All records of a run, or those of a phase."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if phase in (None, row["phase"])]
