@@ -256,7 +256,7 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
         (["--tasks", "pong,freeway:mode=9"], "--tasks: 'freeway' has no mode 9; nearest: 7"),
         (["--tasks", "bricks:difficulty=1"], "--tasks: 'bricks:difficulty=1': only ale-py's games"),
         (["--tasks", "pong,breakout"], "--full-action-space is missing"),
-        (["--frames", "100000"], "the nearest is 96000"),
+        (["--frames", "100000"], "the nearest is 80000"),
         (["--update-period", "7"], "the nearest is an update every 8"),
         (["--min-replay-frames", "3216"], "--min-replay-frames 3216: it must be a multiple of 32"),
         (["--schedule", "matching"], "--schedule matching: it is for atari"),
