@@ -127,7 +127,7 @@ class Loop(NamedTuple):
     """The compiled functions for one environment; for all seeds, which are the leading axis of `own` and the results.
 
     Attributes:
-      begin: `begin((), environment key)`, the environments at the start of episodes, and `Running.first`.
+      begin: `begin((), (key, agent, replay, environment key))`, a `Running` at the start of episodes.
       play: `play((), running, taken, epsilons, rounds)`, steps without updates; the `Running` after, and a `Told`.
       learn: the same with updates, of which the last is measured.
       evaluate: `evaluate((), (params, key, environment key), epsilon)`, the returns of an episode in each environment.
@@ -136,7 +136,7 @@ class Loop(NamedTuple):
       rounds: the most that a stretch has.
     """
 
-    begin: Callable[..., tuple[Playing, Array]]
+    begin: Callable[..., Running]
     play: Callable[..., tuple[Running, Told]]
     learn: Callable[..., tuple[Running, Told]]
     evaluate: Callable[..., Array]
@@ -197,8 +197,10 @@ def make_loop(
     rounds = max(1, -(-log_every // shape.updates))
     environments = side_by_side(environment)
 
-    def begin(_: PyTree, environment_key: Array) -> tuple[Playing, Array]:
-        return environments.start(jax.random.split(environment_key, num_envs)), jnp.ones(num_envs, bool)
+    def begin(_: PyTree, own: tuple[Array, AgentState, ReplayState, Array]) -> Running:
+        key, agent, replay, environment_key = own
+        playing = environments.start(jax.random.split(environment_key, num_envs))
+        return Running(key, agent, replay, playing, jnp.ones(num_envs, bool))
 
     def step(running: Running, taken: Array, epsilon: Array, updates: int, measured: bool) -> tuple[Running, tuple]:
         """All environments once, with updates beside it; as in `agents.loops.train` these do not know of the step."""
@@ -310,8 +312,7 @@ def train(
     ):
         if value % each:
             raise ValueError(f"compiled loop: {name} is {value}, must be a multiple of {each}, a round's agent steps")
-    # The keys are copied: a stretch may reuse the memory of all it is given, and the caller needs its own again.
-    running = Running(jnp.copy(keys), state.agent, state.replay, *loop.begin((), environment_keys))
+    running = loop.begin((), (keys, state.agent, state.replay, environment_keys))
     end = taken + steps
     losses: list[list[float]] = [[] for _ in range(seeds)]
     returns: list[list[float]] = [[] for _ in range(seeds)]
