@@ -10,33 +10,13 @@ import numpy as np
 import pytest
 from ale_py.registration import rom_id_to_name
 from ale_py.vector_env import AtariVectorEnv
+from random_play import assert_same, play, rollout
 
 from envs.atari import PROTOCOLS, AtariEnvs, AtariProtocol, TimeStep, games, resolve_game
 
 MACHADO, DQN_ZOO = PROTOCOLS["machado"], PROTOCOLS["dqn-zoo"]
 # Nothing at random: what ALE's single-game interface can be compared with.
 PLAIN = dataclasses.replace(MACHADO, repeat_action_probability=0.0)
-
-
-def rollout(envs: AtariEnvs, steps: int, seed: int = 0) -> list[TimeStep]:
-    """Random actions from the environments' own first reset on."""
-    rng = np.random.default_rng(seed)
-    actions = rng.integers(envs.num_actions, size=(steps, envs.num_envs))
-    return [envs.reset(), *(envs.step(a) for a in actions)]
-
-
-def play(game: str, steps: int, *, protocol: AtariProtocol, num_envs: int = 2, seed: int = 0, threads: int = 0):
-    envs = AtariEnvs(game, protocol=protocol, num_envs=num_envs, seed=seed, threads=threads)
-    try:
-        return rollout(envs, steps)
-    finally:
-        envs.close()
-
-
-def assert_same(left: list[TimeStep], right: list[TimeStep]) -> None:
-    for t, (a, b) in enumerate(zip(left, right, strict=True)):
-        for field in TimeStep._fields:
-            np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=f"{field} at {t}")
 
 
 def observations(timesteps: list[TimeStep]) -> np.ndarray:

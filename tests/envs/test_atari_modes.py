@@ -7,32 +7,13 @@ import numpy as np
 import pytest
 from ale_py.env import AtariEnv
 from ale_py.vector_env import AtariVectorEnv
+from random_play import assert_same, play, rollout
 
-from envs.atari import PROTOCOLS, AtariEnvs, AtariProtocol, TimeStep
+from envs.atari import PROTOCOLS, AtariEnvs, TimeStep
 from envs.atari_modes import FlavouredVectorEnv, flavours, shrinker
 
 MACHADO, DQN_ZOO = PROTOCOLS["machado"], PROTOCOLS["dqn-zoo"]
 PLAIN = dataclasses.replace(MACHADO, repeat_action_probability=0.0)
-
-
-def rollout(envs: AtariEnvs, steps: int) -> list[TimeStep]:
-    """Random actions from the environments' own first reset on."""
-    actions = np.random.default_rng(0).integers(envs.num_actions, size=(steps, envs.num_envs))
-    return [envs.reset(), *(envs.step(a) for a in actions)]
-
-
-def play(game: str, steps: int, protocol: AtariProtocol = MACHADO, num_envs: int = 1, seed: int = 0, **flavour):
-    envs = AtariEnvs(game, protocol=protocol, num_envs=num_envs, seed=seed, **flavour)
-    try:
-        return rollout(envs, steps)
-    finally:
-        envs.close()
-
-
-def assert_same(left: list[TimeStep], right: list[TimeStep]) -> None:
-    for t, (a, b) in enumerate(zip(left, right, strict=True)):
-        for field in TimeStep._fields:
-            np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=f"{field} at {t}")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +38,7 @@ def test_in_the_default_flavour_every_bit_is_that_of_ales_vector_environment(gam
     envs._env.close()
     envs._env = FlavouredVectorEnv(envs.options, *flavours(game).default)
     timesteps = rollout(envs, steps)
-    assert_same(timesteps, play(game, steps, protocol, num_envs=2, seed=3))
+    assert_same(timesteps, play(game, steps, protocol=protocol, seed=3))
     assert any(timestep.episodes for timestep in timesteps)
     envs.close()
 
@@ -74,7 +55,7 @@ def averaging(new: int, old: int) -> np.ndarray:
     [("space_invaders", 15, 1, 200), ("breakout", 12, None, 200), ("freeway", None, 1, 40)],
 )
 def test_other_flavours_are_those_of_ales_single_game(game, mode, difficulty, steps):
-    timesteps = play(game, steps, PLAIN, mode=mode, difficulty=difficulty)
+    timesteps = play(game, steps, protocol=PLAIN, num_envs=1, mode=mode, difficulty=difficulty)
     truth = AtariEnv(
         game, mode=mode, difficulty=difficulty, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0
     )
@@ -104,7 +85,7 @@ def test_other_flavours_are_those_of_ales_single_game(game, mode, difficulty, st
 def test_flavours_differ():
     """Space Invaders' modes are made of four bits; see envs.sequence's preset."""
     some = [{}, {"mode": 1}, {"mode": 2}, {"mode": 4}, {"mode": 8}, {"difficulty": 1}]
-    seen = [play("space_invaders", 45, PLAIN, **flavour) for flavour in some]
+    seen = [play("space_invaders", 45, protocol=PLAIN, num_envs=1, **flavour) for flavour in some]
     newest = [np.stack([timestep.observation[0, -1] for timestep in timesteps]) for timesteps in seen]
     for i, one in enumerate(newest):
         assert all((one != other).any() for other in newest[:i])
@@ -155,7 +136,7 @@ def test_seeds_and_resets():
     envs = AtariEnvs("seaquest", protocol=protocol, num_envs=2, seed=0, difficulty=1)
     first = rollout(envs, 40)
     assert_same(first, rollout(envs, 40))
-    assert_same(first, play("seaquest", 40, protocol, num_envs=2, seed=0, difficulty=1))
+    assert_same(first, play("seaquest", 40, protocol=protocol, difficulty=1))
     envs.reset(seed=1)
     assert (first[0].observation != envs.step([0, 0]).observation).any()
     assert (first[-1].observation[0] != first[-1].observation[1]).any()
@@ -168,7 +149,7 @@ def test_no_ops():
     screens = [truth.reset()[0], *(truth.step(0)[0] for _ in range(6))]
     starts = shrinker((210, 160), (84, 84))(np.stack(screens))
     protocol = dataclasses.replace(PLAIN, noop_min=3, noop_max=5, max_frames_per_episode=4)
-    timesteps = play("star_gunner", 40, protocol, mode=1)
+    timesteps = play("star_gunner", 40, protocol=protocol, num_envs=1, mode=1)
     counts = [int((starts == timestep.observation[0, -1]).all((1, 2)).argmax()) for timestep in timesteps]
     assert np.bincount(counts, minlength=7).nonzero()[0].tolist() == [3, 4, 5]
     assert all(episode.frames == 4 for timestep in timesteps[1:] for episode in timestep.episodes)

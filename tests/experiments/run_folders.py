@@ -1,9 +1,15 @@
-"""Commands as tests type them, and what their runs leave in the folders."""
+"""Commands as tests type them, how tests stop their runs, and what these leave in the folders."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
+
+from experiments import harness
 
 
 def typed(options: Mapping[str, Any]) -> list[str]:
@@ -37,3 +43,22 @@ def rows(folder: Path, phase: str | None = None) -> list[dict[str, Any]]:
     """All records of a run, or those of a phase."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in found if phase in (None, row["phase"])]
+
+
+def written(folder: Path) -> list[bytes]:
+    """What an interrupted run and the uninterrupted one have in common to the last bit."""
+    return [(folder / name).read_bytes() for name in ("metrics.jsonl", "summary.json")]
+
+
+@contextlib.contextmanager
+def stopped(patch: pytest.MonkeyPatch, loop: ModuleType, when: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Runs whose loop is in a module save whenever they may, and stop behind the first save at which `when()` holds."""
+
+    def interrupt(run: harness.Run) -> None:
+        if when():
+            raise harness.Interrupted("stopped by the test")
+
+    with patch.context() as patched:
+        patched.setattr(loop, "SAVE_SECONDS", 0.0)
+        patched.setattr(harness.Run, "check_interrupted", interrupt)
+        yield

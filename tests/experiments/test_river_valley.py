@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_folders import folder_in, rows, typed
+from run_folders import folder_in, rows, stopped, typed, written
 
-from experiments import harness, river_valley
+from experiments import river_valley
 from experiments.harness import stages
 from experiments.harness.classifier import best_peak
 from experiments.harness.trace import load_trace
@@ -129,18 +129,11 @@ def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkey
 
 
 def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done, tmp_path, monkeypatch, capsys):
-    def interrupt(run):
-        raise harness.Interrupted("stopped by the test")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "SAVE_SECONDS", 0.0)
-        patched.setattr(harness.Run, "check_interrupted", interrupt)
+    with stopped(monkeypatch, stages):
         assert command(tmp_path) == 130
     assert command(tmp_path) == 0
     assert "after iteration 1" in capsys.readouterr().err
-    for name in ("metrics.jsonl", "summary.json"):
-        ours, theirs = (folder_in(out) / name for out in (tmp_path, done))
-        assert ours.read_bytes() == theirs.read_bytes()
+    assert written(folder_in(tmp_path)) == written(folder_in(done))
 
 
 def test_the_plan_is_one_command(tmp_path):

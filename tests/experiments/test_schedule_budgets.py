@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import config_of, folders_in, rows, typed
+from run_folders import config_of, folders_in, rows, stopped, typed, written
 
-from experiments import harness, schedule_budgets
+from experiments import schedule_budgets
 from experiments.harness import stages
 from experiments.harness.trace import load_trace
 from experiments.schedule_budgets import OPTIMIZERS, RATES, SCHEDULES, mean_ranks, plan, rank_intervals
@@ -83,19 +83,11 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_p
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(folders(tmp_path)["adam"])
 
-    def interrupt(run):
-        if len(rows(folders(tmp_path)["adam"])) >= 30:
-            raise harness.Interrupted("stopped by the test")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "SAVE_SECONDS", 0.0)
-        patched.setattr(harness.Run, "check_interrupted", interrupt)
+    with stopped(monkeypatch, stages, lambda: len(rows(folders(tmp_path)["adam"])) >= 30):
         assert command(tmp_path) == 130
     assert command(tmp_path) == 0
     assert "after iteration 3" in capsys.readouterr().err
-    for name in ("metrics.jsonl", "summary.json"):
-        ours, theirs = (folders(out)["adam"] / name for out in (tmp_path, done))
-        assert ours.read_bytes() == theirs.read_bytes()
+    assert written(folders(tmp_path)["adam"]) == written(folders(done)["adam"])
 
 
 def test_the_plan_is_one_command_of_both_optimizers(tmp_path):

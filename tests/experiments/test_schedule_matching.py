@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import config_of, folders_in, rows, typed
+from run_folders import config_of, folders_in, rows, stopped, typed, written
 
-from experiments import harness, schedule_matching
+from experiments import schedule_matching
 from experiments.schedule_matching import FREE, METHODS, Config, load_trace, multipliers_of, resolve
 
 SEEDS = (3, 4)
@@ -137,20 +137,13 @@ def test_an_interrupted_variant_goes_on_and_equals_the_uninterrupted_one(done, t
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(folders(tmp_path)["nap+matching"])
 
-    def interrupt(run):
-        raise harness.Interrupted("stopped by the test")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(schedule_matching, "SAVE_SECONDS", 0.0)
-        patched.setattr(harness.Run, "check_interrupted", interrupt)
+    with stopped(monkeypatch, schedule_matching):
         assert command(tmp_path) == 130
     assert "stopped by the test" in capsys.readouterr().err
     assert len(rows(folders(tmp_path)["nap+matching"])) == 10  # the first of the two tasks
     assert command(tmp_path) == 0
     assert "after iteration 1" in capsys.readouterr().err
-    for name in ("metrics.jsonl", "summary.json"):
-        ours, theirs = (folders(out)["nap+matching"] / name for out in (tmp_path, done))
-        assert ours.read_bytes() == theirs.read_bytes()
+    assert written(folders(tmp_path)["nap+matching"]) == written(folders(done)["nap+matching"])
 
 
 def test_a_lost_trace_is_named(done, tmp_path, capsys):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import config_of, folders_in, rows, typed
+from run_folders import config_of, folders_in, rows, stopped, typed, written
 
-from experiments import harness, schedule_refinement
+from experiments import schedule_refinement
 from experiments.harness import stages
 from experiments.harness.classifier import SCORES, Problem, load_problem, make_training, over_seeds
 from experiments.harness.trace import load_trace
@@ -110,19 +110,12 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_p
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(folders(tmp_path)["nap"])
 
-    def interrupt(run):
-        raise harness.Interrupted("stopped by the test")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "SAVE_SECONDS", 0.0)
-        patched.setattr(harness.Run, "check_interrupted", interrupt)
+    with stopped(monkeypatch, stages):
         assert command(tmp_path) == 130
     assert not rows(folders(tmp_path)["nap"], "train")
     assert command(tmp_path) == 0
     assert "after iteration 1" in capsys.readouterr().err
-    for name in ("metrics.jsonl", "summary.json"):
-        ours, theirs = (folders(out)["nap"] / name for out in (tmp_path, done))
-        assert ours.read_bytes() == theirs.read_bytes()
+    assert written(folders(tmp_path)["nap"]) == written(folders(done)["nap"])
 
 
 def test_a_gradient_that_vanishes_ends_the_run(tmp_path, capsys, monkeypatch):
