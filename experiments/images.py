@@ -163,7 +163,7 @@ def resolve(config: Config) -> Config:
         harness.UserError: a value that makes no sense, with the option.
     """
     if config.network not in NETWORKS:
-        raise harness.unknown("a network", config.network, NETWORKS)
+        raise harness.unknown("a network", config.network, NETWORKS, option="--network")
     check(
         parse_method(config.method),
         config.training,

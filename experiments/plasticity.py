@@ -39,7 +39,7 @@ from experiments.harness.methods import (
     parse_method,
 )
 from experiments.harness.rivals import RivalsConfig, Setting
-from experiments.harness.seeds import Seeds, use_all_cores
+from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
 from experiments.harness.tasks import Row, make_start, make_stretch, nearest_stretch
 from nap.activations import features_per_unit
 from nap.networks import CNN, MLP, as_functions
@@ -246,7 +246,7 @@ def _main(argv: list[str]) -> int:
 
 def _label(config: Config) -> str:
     method, optimizer = method_label(config.method, config.optimizer), config.optimizer
-    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    seeds = seeds_label(config.seed, config.seeds)
     return f"{config.stream}-{method}-{optimizer.optimizer}-lr{optimizer.lr:g}-{seeds}"
 
 
@@ -294,7 +294,7 @@ def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
         if done == stretches or opened.save_due(SAVE_SECONDS):
             recorder.flush()
             opened.save(done, (seeds.drop_padding(own.state), recorder.totals))
-        opened.check_interrupted()
+            opened.check_interrupted()
     opened.finish(recorder.summary())
 
 

@@ -35,7 +35,7 @@ from experiments.harness.methods import (
     parse_method,
 )
 from experiments.harness.rivals import RivalsConfig, Setting
-from experiments.harness.seeds import Seeds, use_all_cores
+from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
 from nap.networks import Network, QNetwork, as_functions
 
 SAVE_SECONDS = 60.0
@@ -241,7 +241,7 @@ def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
 
 
 def _label(config: Config) -> str:
-    return f"{config.game}-{config.method}-seeds{config.seed}to{config.seed + config.seeds - 1}"
+    return f"{config.game}-{config.method}-{seeds_label(config.seed, config.seeds)}"
 
 
 def _option(name: str) -> str:
@@ -282,7 +282,7 @@ def _run(config: Config, opened: harness.Run) -> None:
         if done == config.rollouts or opened.save_due(SAVE_SECONDS):
             recorder.flush()
             opened.save(done, (seeds.drop_padding(running), last_returns))
-        opened.check_interrupted()
+            opened.check_interrupted()
     opened.finish({"seeds": config.seeds, "frames": config.frames, "eval/return": float(np.mean(last_returns))})
 
 

@@ -34,7 +34,7 @@ from experiments.harness.classifier import (
     parse_study,
     scores_over_seeds,
 )
-from experiments.harness.seeds import use_all_cores
+from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import RESAMPLES, Interval, paired_difference
 from experiments.harness.trace import Trace
@@ -146,7 +146,7 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Dataset]:
 
 
 def _label(config: Config) -> str:
-    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    seeds = seeds_label(config.seed, config.seeds)
     return f"{config.optimizer}-{config.method}-{seeds}"
 
 

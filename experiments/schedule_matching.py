@@ -33,7 +33,7 @@ from envs.streams import Protocol, Stream, make_stream
 from experiments import harness
 from experiments.harness.learner import LearnerState, make_learner
 from experiments.harness.methods import ORDERS
-from experiments.harness.seeds import Seeds, use_all_cores
+from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
 from experiments.harness.trace import Trace, load_trace, save_trace
 from nap.networks import MLP, Network, as_functions
 from nap.tables import format_table
@@ -280,7 +280,7 @@ def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
 
 
 def _label(config: Config) -> str:
-    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    seeds = seeds_label(config.seed, config.seeds)
     return f"{config.method}-{config.optimizer}-lr{config.lr:g}-{seeds}"
 
 
@@ -328,7 +328,7 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
         _record(config, opened, task, trace, multipliers, free or trace)
         if task == stream.tasks or opened.save_due(SAVE_SECONDS):
             opened.save(task, (seeds.drop_padding(own.state), trace))
-        opened.check_interrupted()
+            opened.check_interrupted()
     if free is None:
         save_trace(opened.folder, trace)
     opened.finish(_summary(config, trace, free or trace))

@@ -67,9 +67,12 @@ def plan(argv: list[str]) -> list[harness.Job]:
     )
     check_alone(options.coordinator)
     return [
-        harness.Job(
-            ("atari", *with_options(argv, {"--games": None, "--game": one.game, "--seeds": None, "--seed": one.seed})),
-            (folder_of(one, options.out),),
+        harness.job_of(
+            "atari",
+            with_options(argv, {"--games": None, "--game": one.game, "--seeds": None, "--seed": one.seed}),
+            [one],
+            options,
+            _label,
         )
         for of_game in by_game(config)
         for seed in range(config.seed, config.seed + options.seeds)

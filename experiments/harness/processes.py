@@ -66,9 +66,7 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
     where: dict[str, Any] = {}
     if coordinator != AUTO:
         where = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
-        where["cluster_detection_method"] = (
-            "deactivate"  # else JAX leaves it a single GPU where it finds itself in SLURM
-        )
+        where["cluster_detection_method"] = "deactivate"  # else JAX leaves it a single GPU where it finds SLURM
     try:
         jax.distributed.initialize(**where, shutdown_timeout_seconds=_END_SECONDS)
     except ValueError:  # JAX found none of the environments that it knows

@@ -38,6 +38,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def seeds_label(first: int, count: int) -> str:
+    """Some seeds in the name of a run's folder: "seeds0to9"."""
+    return f"seeds{first}to{first + count - 1}"
+
+
 class Seeds:
     """How some seeds share the devices.
 

@@ -41,5 +41,5 @@ def run_stages(opened: Run, trace: Trace, stages: Sequence[Callable[[], None]]) 
         opened.progress.update(stages=done)
         if done == len(stages) or opened.save_due(SAVE_SECONDS):
             opened.save(done, trace)
-        opened.check_interrupted()
+            opened.check_interrupted()
     save_trace(opened.folder, trace)

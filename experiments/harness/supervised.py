@@ -259,7 +259,7 @@ def learner_of(task: Task, config: SupervisedConfig) -> Learner:
     """The learner of a configuration: with the optimizer and interventions of its method."""
 
     def optimizer(key: jax.Array) -> optax.GradientTransformation:
-        setting = setting_of(task.network, key, config.updates)
+        setting = _setting_of(task.network, key, config.updates)
         return make_optimizer(parse_method(config.method), config.optimizer, config.nap, config.rivals, setting)
 
     return make_learner(task, config.training, optimizer)
@@ -268,15 +268,6 @@ def learner_of(task: Task, config: SupervisedConfig) -> Learner:
 def evaluated(state: State) -> tuple[PyTree, PyTree]:
     """The parameters and the rest that are evaluated: their averages, where there are such."""
     return state.average or (state.params, state.rest)
-
-
-def setting_of(network: StatefulNetwork, key: jax.Array, updates: int) -> Setting:
-    """The run, as `methods.make_optimizer` wants to know it; of the network, how its parameters begin."""
-
-    def unseen(*_: Any) -> Any:
-        raise NotImplementedError("interventions see no activations in supervised training")
-
-    return Setting(Network(lambda key: network.init(key)[0], unseen, unseen, network.readers), key, updates)
 
 
 def check(
@@ -317,6 +308,15 @@ def check(
             f"--accumulate {training.accumulate}: it must divide the batch of {training.batch_size}; the nearest is "
             f"{nearest}"
         )
+
+
+def _setting_of(network: StatefulNetwork, key: jax.Array, updates: int) -> Setting:
+    """The run, as `methods.make_optimizer` wants to know it; of the network, how its parameters begin."""
+
+    def unseen(*_: Any) -> Any:
+        raise NotImplementedError("interventions see no activations in supervised training")
+
+    return Setting(Network(lambda key: network.init(key)[0], unseen, unseen, network.readers), key, updates)
 
 
 def _nothing() -> Sums:

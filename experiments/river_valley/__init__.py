@@ -40,7 +40,7 @@ from experiments.harness.classifier import (
     parse_study,
     scores_over_seeds,
 )
-from experiments.harness.seeds import use_all_cores
+from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import paired_difference, stratified_bootstrap
 from experiments.harness.trace import Trace
@@ -152,7 +152,7 @@ def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Dataset]:
 
 
 def _label(config: Config) -> str:
-    return f"{config.method}-{config.optimizer}-seeds{config.seed}to{config.seed + config.seeds - 1}"
+    return f"{config.method}-{config.optimizer}-{seeds_label(config.seed, config.seeds)}"
 
 
 def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
@@ -200,24 +200,29 @@ def _toys_to_fill(seeds: int) -> Trace:
 
 
 def _record_toys(config: Config, opened: harness.Run, toys: Trace) -> None:
-    e = np.linspace(0, BIGRAMS.uncertain, BIGRAMS.tokens)
     for i in range(config.seeds):
         place = {"seed": config.seed + i}
         for j, rate in enumerate(VALLEY.rates):
             reached = {name: toys[name][i, j] for name in ("height", "progress")}
             opened.record({"phase": "valley", **place, "updates": VALLEY.updates, "learning_rate": rate, **reached})
-        for j in range(BIGRAMS.tokens):
-            reached = {name: toys[name][i, j] for name in ("excess_before", "excess_after")}
-            opened.record({"phase": "bigrams", **place, "updates": BIGRAMS.updates, "uncertainty": e[j], **reached})
+        for j, e in enumerate(BIGRAMS.uncertainties):
+            reached = {name: toys[name][i, j] for name in _EXCESS}
+            opened.record({"phase": "bigrams", **place, "updates": BIGRAMS.updates, "uncertainty": e, **reached})
 
 
 def _record_trained(config: Config, opened: harness.Run, schedule: str, scores: np.ndarray) -> None:
+    lengths = _lengths(config, schedule)
     for rate, of_rate in zip(config.rates, scores, strict=True):
-        for which, (budget, of_budget) in enumerate(zip(config.budgets, of_rate, strict=True)):
+        for budget, updates, of_budget in zip(config.budgets, lengths, of_rate, strict=True):
             for i, of_seed in enumerate(of_budget):
                 place = {"phase": "train", "schedule": schedule, "seed": config.seed + i, "budget": budget}
-                place["updates"] = len(rates_until(schedule, config.budgets, which))
-                opened.record({**place, "peak": rate, **dict(zip(SCORES, of_seed, strict=True))})
+                values = dict(zip(SCORES, of_seed, strict=True))
+                opened.record({**place, "updates": updates, "peak": rate, **values})
+
+
+def _lengths(config: Config, schedule: str) -> list[int]:
+    """Updates of a schedule until each budget's network."""
+    return [len(rates_until(schedule, config.budgets, which)) for which in range(len(config.budgets))]
 
 
 def _summary(config: Config, toys: Trace, scores: np.ndarray) -> dict[str, float]:
@@ -235,7 +240,7 @@ def _summary(config: Config, toys: Trace, scores: np.ndarray) -> dict[str, float
 
 def tables(config: Config, trace: Trace) -> str:
     """What came out, and how that compares with what must appear."""
-    height, e = trace["height"].mean(axis=0), np.linspace(0, BIGRAMS.uncertain, BIGRAMS.tokens)
+    height, e = trace["height"].mean(axis=0), BIGRAMS.uncertainties
     rows = [
         [f"{rate:g}", f"{height[j]:.3g}", f"{trace['progress'][:, j].mean():.3g}"]
         for j, rate in enumerate(VALLEY.rates)
@@ -253,8 +258,7 @@ def tables(config: Config, trace: Trace) -> str:
     for schedule, of_schedule in zip(SCHEDULES, trace["scores"], strict=True):
         best = best_peak(of_schedule)
         losses = of_schedule[best, :, :, SCORES.index("test_loss")].mean(axis=1)
-        lengths = [len(rates_until(schedule, config.budgets, which)) for which in range(len(config.budgets))]
-        spent = sum(lengths) if schedule == "cosine-each" else config.budgets[-1]
+        spent = sum(_lengths(config, schedule)) if schedule == "cosine-each" else config.budgets[-1]
         rows.append([schedule, f"{config.rates[best]:g}", *(f"{loss:.4f}" for loss in losses), f"{spent:,}"])
     header = ["schedule", "best peak", *(f"after {budget:,}" for budget in config.budgets), "updates in all"]
     words = f"Test loss for each budget, means over {config.seeds} seeds.\n"

@@ -57,6 +57,11 @@ class Bigrams(NamedTuple):
     updates: int = 100_000
     tables: int = 32
 
+    @property
+    def uncertainties(self) -> Float[np.ndarray, " tokens"]:
+        """e of each row."""
+        return np.linspace(0, self.uncertain, self.tokens)
+
 
 def walk_in_valley(valley: Valley, key: jax.Array, rates: Float[Array, " updates"]) -> tuple[jax.Array, jax.Array]:
     """A seed's particles from the origin: (height above the river, progress along it), means [updates] after each.
@@ -104,7 +109,7 @@ def measure_valley(valley: Valley, keys: jax.Array) -> Trace:
 
 def next_tokens(bigrams: Bigrams) -> Float[np.ndarray, "tokens tokens"]:
     """The probabilities of the next token, a row each: 1 - e_i for the token after i, the rest for the others alike."""
-    e = np.linspace(0, bigrams.uncertain, bigrams.tokens)
+    e = bigrams.uncertainties
     rows = np.repeat(e[:, None] / (bigrams.tokens - 1), bigrams.tokens, axis=1)
     rows[np.arange(bigrams.tokens), (np.arange(bigrams.tokens) + 1) % bigrams.tokens] = 1 - e
     return rows

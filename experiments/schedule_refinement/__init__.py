@@ -41,7 +41,7 @@ from experiments.harness.classifier import (
 )
 from experiments.harness.grid import cells
 from experiments.harness.methods import ORDERS
-from experiments.harness.seeds import use_all_cores
+from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
 from experiments.harness.trace import Trace
@@ -181,7 +181,7 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
 
 
 def _label(config: Config) -> str:
-    seeds = f"seeds{config.seed}to{config.seed + config.seeds - 1}"
+    seeds = seeds_label(config.seed, config.seeds)
     return f"{config.method}-{config.optimizer}-lr{config.lr:g}-noise{config.problem.label_noise:g}-{seeds}"
 
 

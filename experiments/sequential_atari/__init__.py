@@ -40,9 +40,12 @@ def plan(argv: list[str]) -> list[harness.Job]:
     """A command for each sequence that a command line stands for. Raises harness.UserError."""
     config, options = _parse(argv)
     return [
-        harness.Job(
-            (NAME, *with_options(argv, {"--seeds": one.seeds, "--seed": one.seed})),
-            tuple(folder_of(each, options.out) for each in (one, *references(one))),
+        harness.job_of(
+            NAME,
+            with_options(argv, {"--seeds": one.seeds, "--seed": one.seed}),
+            [one, *references(one)],
+            options,
+            _label,
         )
         for one in _by_run(config, options)
     ]
@@ -65,11 +68,6 @@ def references(config: Config) -> list[Config]:
         return []
     alone = [dataclasses.replace(config, tasks=task.name, frames=task.frames, passes=1) for task in sequence.tasks]
     return list(dict.fromkeys(alone))
-
-
-def folder_of(config: Config, out: Path) -> Path:
-    """The folder of the run of a resolved configuration, there or not."""
-    return harness.run_folder(NAME, config, out=out, label=_label(config))
 
 
 def _main(argv: list[str]) -> int:
