@@ -259,6 +259,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], plot: Plot) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.ticklabel_format(axis="y", useOffset=False)
             low, high = axes.get_ylim()
             if high - low < _STANDS_STILL * abs(high):  # rounding errors, which need not be looked at
                 axes.set_ylim(0.95 * low, 1.05 * high)
