@@ -31,6 +31,7 @@ Position = tuple[int, ...]
 
 # The first word of a random generator's seed tells what it draws. Without it the seeds (1, 2) and (1, 2, 0) are one.
 ORDER, AUGMENTATION, SHARDS, WINDOW = range(4)
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # what they ask for is not the workers' to do
 
 
 class Loader(NamedTuple):
@@ -183,14 +184,21 @@ def _in_workers(batch_at: Callable[[int], Any], steps: range, workers: int) -> G
     ahead = grain.MultiprocessingOptions(num_workers=min(workers, len(steps)), per_worker_buffer_size=2)
     iterator = iter(numbers.mp_prefetch(ahead, worker_init_fn=_stay_with_parent))
     try:
+        # Workers begin with these signals blocked: one that came before `_stay_with_parent` would end them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            first = next(iterator)  # which starts them all
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield first
         yield from iterator
     finally:
         iterator.close()
 
 
 def _stay_with_parent(worker: int, workers: int) -> None:
-    """In a worker: what a signal asks for is its parent's to do; and it ends when its parent does, however that is."""
-    for asked in (signal.SIGINT, signal.SIGTERM):
+    """In a worker: it leaves signals to its parent; and it ends when its parent does, however that is."""
+    for asked in _PARENTS_SIGNALS:
         signal.signal(asked, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
