@@ -1,0 +1,43 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from experiments.harness import allocator
+
+# 100 MB, allocated, written and freed again and again, by a thread as XLA's are.
+FAULTS = """
+import resource, threading
+from experiments.harness.allocator import keep_freed_memory
+keep_freed_memory()
+def work():
+    for i in range(20):
+        bytes([i + 1]) * 100_000_000
+        if i == 9:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def page_faults(**environment: str) -> int:
+    """Page faults of the last ten of twenty allocations."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | environment
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    return after - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_used_again_without_page_faults_unless_the_environment_says_otherwise():
+    defaults = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "8"}
+    assert page_faults(**defaults) > 20 * (1 + page_faults())  # 20 is enough of a difference for the largest pages, too
+
+
+def test_where_the_c_library_has_no_such_option_nothing_happens(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    allocator.keep_freed_memory()
