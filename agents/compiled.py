@@ -212,14 +212,18 @@ def make_loop(
             agent, replay, loss = functions.learn(*carry, learn_key)
             return (agent, replay), loss
 
-        carry, losses = jax.lax.scan(update, (running.agent, running.replay), length=updates - measured)
+        # First actions, then updates: else XLA, which would see no order, copies the weights.
+        actions, agent = jax.lax.optimization_barrier((actions, running.agent))
+        carry, losses = jax.lax.scan(update, (agent, running.replay), length=updates - measured)
         values = {}
         if measured:
             *carry, loss, values = functions.measure(*carry, learn_key)
             losses = jnp.append(losses, loss)
         agent, replay = carry
         playing, made = environments.advance(running.playing, actions)
-        replay = functions.add(replay, Step(observation[:, -1], actions, made.reward, made.discount, running.first))
+        added = Step(observation[:, -1], actions, made.reward, made.discount, running.first)
+        never = jnp.any(losses == -jnp.inf)  # likewise: batches are read before the step is written, or it copies all
+        replay = functions.add(replay, jax.tree.map(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), added))
         after = Running(running.key, agent, replay, playing, made.first)
         return after, (losses, values, made.first, made.episode_return)
 

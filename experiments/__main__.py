@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 
+from experiments.harness.allocator import keep_freed_memory
 from experiments.harness.catalogue import dispatch
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         exit_code = dispatch(sys.argv[1:])
         sys.stdout.flush()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.harness.allocator import keep_freed_memory
 from experiments.harness.command_line import exit_code_of
 from experiments.harness.errors import unknown
 
@@ -53,7 +52,6 @@ def dispatch(argv: Sequence[str]) -> int:
     def run() -> int:
         if argv[0] not in entries:
             raise unknown("an experiment", argv[0], entries)
-        keep_freed_memory()
         main: Callable[[list[str]], int] = importlib.import_module(entries[argv[0]].module).main
         return main(list(argv[1:]))
 

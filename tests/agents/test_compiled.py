@@ -1,6 +1,7 @@
 """The compiled loop against the one stepped from Python: the same updates, on the same experience."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -125,6 +126,20 @@ def test_makes_the_updates_of_the_loop_that_is_stepped_from_python(agent, num_en
             assert ours.measured.keys() == theirs.measured.keys()
             for name, value in ours.measured.items():
                 np.testing.assert_allclose(value, theirs.measured[name], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("agent", "num_envs", "period"), [("double-dqn", 4, 4), ("dqn", 8, 4)])
+def test_no_step_copies_the_replay(agent, num_envs, period):
+    state = stacked([functions(agent, num_envs).init(jax.random.key(0))])
+    made = loop(agent, num_envs, period)
+    running = made.begin((), (keys_of([0]), state.agent, state.replay, keys_of([0])))
+    epsilons = np.zeros((made.rounds, made.round.steps), np.float32)
+    text = made.learn.lower((), running, np.int32(0), epsilons, np.int32(3)).compile().as_text()
+    of_steps = text[: text.index("\nENTRY ")]  # without what happens once a call
+    copied = set(re.findall(r"= \w+\[([\d,]*)\]\S* copy\(", of_steps))
+    frames = state.replay.experience.frame.shape
+    assert not {",".join(map(str, shape)) for shape in (frames, frames[1:])} & copied
+    assert copied, "else the pattern finds nothing in XLA's text"
 
 
 def test_every_episode_that_ended_while_learning_is_told_of_once():

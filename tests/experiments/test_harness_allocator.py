@@ -2,25 +2,21 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.harness import allocator
 
-# 100 MB, allocated, written and freed again and again, by a thread as XLA's are.
+# 100 MB, allocated, written and freed again and again.
 FAULTS = """
-import resource, threading
+import resource
 from experiments.harness.allocator import keep_freed_memory
 keep_freed_memory()
-def work():
-    for i in range(20):
-        bytes([i + 1]) * 100_000_000
-        if i == 9:
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
+for i in range(20):
+    bytes([i + 1]) * 100_000_000
+    if i in (9, 19):
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
@@ -34,8 +30,22 @@ def page_faults(**environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_used_again_without_page_faults_unless_the_environment_says_otherwise():
-    defaults = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "8"}
+    defaults = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
     assert page_faults(**defaults) > 20 * (1 + page_faults())  # 20 is enough of a difference for the largest pages, too
+
+
+def test_processes_that_are_started_later_keep_it_as_well(monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        allocator.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *option: called.append(option))
+    )
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "")  # so that it is as before when the test is over
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    allocator.keep_freed_memory()
+    assert called == [(-1, 2**31 - 1)]
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == str(2**31 - 1)
+    assert os.environ["MALLOC_MMAP_MAX_"] == "7"
 
 
 def test_where_the_c_library_has_no_such_option_nothing_happens(monkeypatch):
