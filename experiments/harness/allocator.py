@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 
 _LARGEST = 2**31 - 1  # what mallopt, which takes an int, has for "never"
 _OPTIONS = (  # mallopt's number (malloc.h), the environment's name for it, our value
@@ -19,7 +20,7 @@ def keep_freed_memory() -> None:
     up to 2 GB more than it needs. An option that the environment sets (`MALLOC_TRIM_THRESHOLD_`, ...) stays as it is;
     the others are set there, too, for the processes that this one starts.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for option, name, value in _OPTIONS:
             if name not in os.environ:
