@@ -4,7 +4,8 @@
 free; `nap` projects them too. Held-out loss and accuracy are recorded beside weight norms and effective learning rates.
 (After Normalize-and-Project, arXiv 2407.01800, table 1.)
 
-L2 regularization, which a baseline usually has, is a rival: `--method none+l2 --l2-strength 5e-4`.
+The L2 regularization or weight decay that a baseline usually has are rivals: `--method none+l2 --l2-strength 5e-4`,
+`--method none+weight-decay --weight-decay 5e-4`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ every nonlinearity and what is written onto the stream, and leave the weights fr
 loss and accuracy, each per token, are recorded beside weight norms and effective learning rates; `--choices` scores
 questions with choices at the end, zero-shot. (After Normalize-and-Project, arXiv 2407.01800, table 1.)
 
-L2 regularization is a rival: `--method none+l2 --l2-strength 1e-4`.
+The decoupled weight decay that a baseline usually has is a rival: `--method none+weight-decay --weight-decay 0.1`.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ import nap
 from experiments.harness import rivals
 from experiments.harness.errors import UserError, unknown
 from experiments.harness.rivals import Context, RivalsConfig, Setting
-from nap import interventions, schedules
+from nap import interventions, paths, schedules
 from nap.activations import ActivationName, features_per_unit
 from nap.layers import Norm
 from nap.networks import Network
+from nap.paths import PyTree
 from nap.projection import Affine
 from nap.schedules import profiles
 
@@ -98,6 +99,8 @@ SCHEDULES: Mapping[str, Callable[[float, int, float], optax.Schedule]] = {
 """What `--schedule` names: functions of the peak, the run's updates and the end as a fraction of the peak."""
 ORDERS = {"adam": 1, "radam": 1, "rmsprop": 1, "momentum": 2, "sgd": 2}
 """`optimizer_order` of `nap.matching_schedule`, for each optimizer."""
+WEIGHTS = (nap.Role.HIDDEN, nap.Role.NOISE, nap.Role.OUTPUT, nap.Role.OUTPUT_NOISE, nap.Role.EMBEDDING)
+"""What a weight decay acts on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +246,8 @@ def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.Gr
         return optax.rmsprop(context.rate, decay=0.95, eps=config.optimizer_epsilon, centered=True)
     direction = _direction(method, config, context)
     if "upgd" in method.interventions:
+        if "weight-decay" in method.interventions:
+            raise ValueError("upgd has a weight decay of its own, --upgd-weight-decay")
         return interventions.upgd(
             context.rate,
             sigma=context.config.upgd_sigma,
@@ -250,7 +255,20 @@ def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.Gr
             key=context.key("upgd"),
             direction=direction,
         )
-    return optax.chain(direction, optax.scale_by_learning_rate(context.rate))
+    decay = [_weight_decay(context.config.weight_decay)] if "weight-decay" in method.interventions else []
+    return optax.chain(direction, *decay, optax.scale_by_learning_rate(context.rate))
+
+
+def _weight_decay(strength: float) -> optax.GradientTransformation:
+    """For matrices, kernels and embeddings; biases, scales and offsets keep their size."""
+    if strength < 0:
+        raise ValueError(f"--weight-decay is {strength:g}, must be at least 0")
+
+    def decays(params: PyTree) -> PyTree:
+        weights = set(nap.roles(params).paths(*WEIGHTS))
+        return paths.map_leaves(lambda path, leaf: path in weights, params)
+
+    return optax.add_decayed_weights(strength, decays)
 
 
 def _direction(method: Method, config: OptimizerConfig, context: Context) -> optax.GradientTransformation:

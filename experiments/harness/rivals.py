@@ -24,6 +24,9 @@ class RivalsConfig:
     dash); 0: at the end of every task."""
     l2_strength: float = 1e-3
     """l2: weight of ||theta||^2."""
+    weight_decay: float = 1e-2
+    """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled, as
+    in AdamW); 0.1 is usual for language."""
     l2_init_strength: float = 1e-2
     """l2-init: weight of ||theta - theta_0||^2 (Kumar et al.'s best with Adam)."""
     w2_init_strength: float = 1e-2
@@ -140,7 +143,7 @@ REGULARIZERS: dict[str, Build] = {
 }
 """Added to the gradient, before clipping."""
 
-OF_THE_STEP = ("large-epsilon", "equal-betas", "upgd")
+OF_THE_STEP = ("large-epsilon", "equal-betas", "weight-decay", "upgd")
 """Part of the optimizer's own step: see `methods.make_optimizer`."""
 
 WRAPPERS: dict[str, Wrap] = {

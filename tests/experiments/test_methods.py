@@ -221,6 +221,20 @@ def test_every_method_makes_an_optimizer_that_runs_and_with_nap_keeps_the_norms(
         np.testing.assert_allclose(norms(current)[:2], [5, 13], rtol=1e-5)
 
 
+def test_weight_decay_is_that_of_adamw_for_matrices_and_no_other_parameter():
+    config = OptimizerConfig(lr=0.1, schedule="linear", lr_end=0.0, clip=0.0, optimizer_epsilon=1e-8)
+    ours = after(make_optimizer("weight-decay", config, NapConfig(), 4, RivalsConfig(weight_decay=0.5)), 3)
+
+    def matrices(tree: dict) -> dict:
+        return jax.tree.map(lambda leaf: leaf.ndim == 2, tree)
+
+    theirs = optax.adamw(optax.linear_schedule(0.1, 0.0, 4), eps=1e-8, weight_decay=0.5, mask=matrices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, after(theirs, 3))
+    plain = after(make_optimizer("none", config, NapConfig(), 4), 3)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), ours, plain)
+    assert moved == matrices(params())
+
+
 def test_an_intervention_that_comes_once_a_task_needs_tasks_or_an_interval():
     network = Network(lambda key: params(), lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), READERS)
     setting = Setting(network, jax.random.key(0), UPDATES)
@@ -230,7 +244,12 @@ def test_an_intervention_that_comes_once_a_task_needs_tasks_or_an_interval():
 
 
 @pytest.mark.parametrize(
-    ("method", "optimizer", "words"), [("equal-betas", "sgd", "changes Adam"), ("upgd", "rmsprop", "needs --optimizer")]
+    ("method", "optimizer", "words"),
+    [
+        ("equal-betas", "sgd", "changes Adam"),
+        ("upgd", "rmsprop", "needs --optimizer"),
+        ("upgd+weight-decay", "adam", "--upgd-weight-decay"),
+    ],
 )
 def test_a_method_that_does_not_go_with_the_optimizer_is_told_in_a_line(method, optimizer, words):
     with pytest.raises(UserError, match=words):
