@@ -123,14 +123,7 @@ def run(config: Config, options: harness.RunOptions) -> Path:
     stream = build_stream(config.stream, config.protocol, config.data)
     harness.enable_compilation_cache()
     with harness.open_run(
-        "plasticity",
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.updates,
-        unit="updates",
+        "plasticity", config, options, label=_label(config), total=config.updates, unit="updates"
     ) as opened:
         if not opened.done:
             _run(config, stream, opened)

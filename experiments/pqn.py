@@ -124,15 +124,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
 def run(config: Config, options: harness.RunOptions) -> Path:
     """A run of a resolved configuration, from its beginning or from where it was left; returns its folder."""
     harness.enable_compilation_cache()
-    with harness.open_run(
-        "pqn",
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.frames,
-    ) as opened:
+    with harness.open_run("pqn", config, options, label=_label(config), total=config.frames) as opened:
         if not opened.done:
             _run(config, opened)
         return opened.folder

@@ -154,16 +154,7 @@ def run(config: Config, options: harness.RunOptions, free: Path | None = None) -
     Returns:
         Its folder and its summary.
     """
-    with harness.open_run(
-        NAME,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.updates,
-        unit="updates",
-    ) as opened:
+    with harness.open_run(NAME, config, options, label=_label(config), total=config.updates, unit="updates") as opened:
         if not opened.done:
             _run(config, opened, None if free is None else load_trace(free))
         return opened.folder, opened.summary

@@ -242,15 +242,7 @@ def _run_one(config: Config, options: harness.RunOptions, mesh: Mesh | None) -> 
     free = None
     if config.optimizer.schedule in MATCHING:
         free = _run_one(free_of(config), dataclasses.replace(options, fresh=False), mesh)
-    with harness.open_run(
-        "atari",
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.frames,
-    ) as opened:
+    with harness.open_run("atari", config, options, label=_label(config), total=config.frames) as opened:
         if not opened.done:
             _run(config, opened, free, mesh)
         return opened.folder

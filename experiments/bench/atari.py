@@ -131,7 +131,10 @@ def logging(repeats: int) -> Iterator[Row]:
     config = Config()
     agent, batch = learner(config), random_batch(config.batch_size)
     measure, key = jax.jit(agent.measure, donate_argnums=0), jax.random.key(1)
-    with tempfile.TemporaryDirectory() as folder, harness.open_run("bench", config, out=Path(folder)) as opened:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        harness.open_run("bench", config, harness.RunOptions(out=Path(folder))) as opened,
+    ):
         _, state = opened.restore(jax.jit(agent.init)(jax.random.key(0)))
 
         def measure_and_record() -> None:

@@ -25,8 +25,8 @@ class RivalsConfig:
     l2_strength: float = 1e-3
     """l2: weight of ||theta||^2."""
     weight_decay: float = 1e-2
-    """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled, as
-    in AdamW); 0.1 is usual for language."""
+    """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled,
+    as in AdamW); 0.1 is usual for language."""
     l2_init_strength: float = 1e-2
     """l2-init: weight of ||theta - theta_0||^2 (Kumar et al.'s best with Adam)."""
     w2_init_strength: float = 1e-2

@@ -1,6 +1,6 @@
 """A run: one configuration's folder, its records and checkpoints, resumed wherever the last process left it.
 
-    with open_run("atari", config, out=Path("runs")) as run:
+    with open_run("atari", config, options) as run:
         if run.done:
             return run.summary
         iteration, state = run.restore(initial_state)
@@ -32,6 +32,7 @@ from typing import Any
 
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import Checkpoints, write_atomically
+from experiments.harness.command_line import RunOptions
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, is_full_disk
 from experiments.harness.identity import config_hash, folder_name, plain, software
 from experiments.harness.interrupt import InterruptFlag
@@ -44,10 +45,8 @@ from experiments.harness.records import JsonLines, TensorBoardEvents, plain_row,
 def open_run(
     experiment: str,
     config: Any,
+    options: RunOptions,
     *,
-    out: Path = Path("runs"),
-    fresh: bool = False,
-    wait: bool = False,
     label: str = "",
     total: float | None = None,
     unit: str = "frames",
@@ -57,9 +56,8 @@ def open_run(
     Args:
         experiment: the experiment's name, part of the run's identity.
         config: a frozen dataclass of plain values (nested ones too): all that decides the result, the seed included.
-        out: the folder of all runs; see `run_folder` for this run's.
-        fresh: delete what an earlier run of this configuration left, and start over.
-        wait: where another process has this run, wait for its end; then go on, or find it done.
+        options: where all runs are (see `run_folder` for this one's), whether to start over, and whether to wait where
+            another process has this run; then it goes on, or is found done.
         label: a hint for people in the folder's name, made from `config` alone: "pong-nap-seed0".
         total: how many `unit` the whole run has, for the progress bar and `sweep --status`.
         unit: what the progress bar counts, as `run.progress.update` will name it.
@@ -73,15 +71,15 @@ def open_run(
         DiskFull: there is no space for the folder's first files.
     """
     identity = {"experiment": experiment, "config": plain(config)}
-    folder = run_folder(experiment, config, out=out, label=label)
+    folder = run_folder(experiment, config, out=options.out, label=label)
     progress = Progress(label or experiment, total, unit, shown=writes())
     with contextlib.ExitStack() as stack:
 
         def prepare() -> tuple[str | None, bool]:
             with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
-                stack.enter_context(files.locked(folder, wait))
+                stack.enter_context(files.locked(folder, options.wait))
                 extent = {"total": total, "unit": unit}
-                changed = files.prepare(folder, identity, config_hash(experiment, config), fresh, extent)
+                changed = files.prepare(folder, identity, config_hash(experiment, config), options.fresh, extent)
             return changed, (folder / files.DONE).exists()
 
         if several():

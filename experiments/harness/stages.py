@@ -17,8 +17,7 @@ def trace_of(
     experiment: str, config: Any, options: RunOptions, run: Callable[[Run], None], *, label: str, stages: int
 ) -> Trace:
     """The trace of a run, which `run` leaves and finishes, from the beginning or from where it was left."""
-    shared = {"out": options.out, "fresh": options.fresh, "wait": options.wait}
-    with open_run(experiment, config, **shared, label=label, total=stages, unit="stages") as opened:
+    with open_run(experiment, config, options, label=label, total=stages, unit="stages") as opened:
         if not opened.done:
             run(opened)
         return load_trace(opened.folder)

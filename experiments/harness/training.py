@@ -186,16 +186,7 @@ def run_to_end(
     Returns:
         The run's folder.
     """
-    with open_run(
-        name,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=label,
-        total=config.updates,
-        unit="updates",
-    ) as opened:
+    with open_run(name, config, options, label=label, total=config.updates, unit="updates") as opened:
         if not opened.done:
             state, last = train(opened, learner_of(task, config), data, config, options)
             opened.finish({"updates": config.updates, **last, **at_end(opened, state)})

@@ -103,15 +103,7 @@ def _label(config: Config) -> str:
 
 
 def _run_one(config: Config, options: harness.RunOptions) -> Path:
-    with harness.open_run(
-        NAME,
-        config,
-        out=options.out,
-        fresh=options.fresh,
-        wait=options.wait,
-        label=_label(config),
-        total=config.sequence.frames,
-    ) as opened:
+    with harness.open_run(NAME, config, options, label=_label(config), total=config.sequence.frames) as opened:
         if not opened.done:
             _run(config, opened)
         return opened.folder

@@ -52,7 +52,7 @@ def initial_state(config: Config) -> dict:
 
 def study(config: Config, options: harness.RunOptions, pause: float = 0.0) -> dict | None:
     """Counts, a record a row, a checkpoint an iteration; `pause` seconds between rows spread the moments of a kill."""
-    with harness.open_run("counter", config, out=options.out, fresh=options.fresh, label=f"seed{config.seed}") as run:
+    with harness.open_run("counter", config, options, label=f"seed{config.seed}") as run:
         if run.done:
             return run.summary
         iteration, state = run.restore(initial_state(config))

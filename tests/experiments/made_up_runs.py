@@ -34,7 +34,10 @@ def make_run(out: Path, config: Config, rows: int = 60, finish: bool = True, lay
     random = np.random.default_rng([config.seed, len(config.method), len(config.game)])
     skill = {"none": 6, "layernorm": 14, "nap": 20}.get(config.method, 10)
     with harness.open_run(
-        "atari", config, out=out, label=f"{config.game}-{config.agent}-{config.method}-seed{config.seed}"
+        "atari",
+        config,
+        harness.RunOptions(out=out),
+        label=f"{config.game}-{config.agent}-{config.method}-seed{config.seed}",
     ) as run:
         run.restore({"count": 0})
         for row in range(rows):
@@ -112,7 +115,7 @@ def write_plasticity_run(out: Path, config: PlasticityConfig, rows: Sequence[dic
     """Writes one cell's folder with given rows and returns it."""
     lr = config.optimizer["lr"]
     label = f"{config.stream}-{config.method}-lr{lr:g}"
-    with harness.open_run("plasticity", config, out=out, label=label) as run:
+    with harness.open_run("plasticity", config, harness.RunOptions(out=out), label=label) as run:
         run.restore({"count": 0})
         for row in rows:
             run.record({"phase": "task", **row})
@@ -205,7 +208,7 @@ class SequenceConfig:
 def write_sequence_run(out: Path, config: SequenceConfig, rows: Sequence[dict], finish: bool = True) -> Path:
     """Writes the folder of a sequence, or of a fresh agent, with given rows and returns it."""
     label = f"{config.tasks[:40]}-{config.passes}passes-{config.method}-{config.optimizer['schedule']}"
-    with harness.open_run("sequential-atari", config, out=out, label=label) as run:
+    with harness.open_run("sequential-atari", config, harness.RunOptions(out=out), label=label) as run:
         run.restore({"count": 0})
         for row in rows:
             run.record(row)

@@ -56,7 +56,9 @@ class Page(html.parser.HTMLParser):
 def write_run(out, game, method, seed, evaluations, train=(), agent="double-dqn", lr=1e-4, finish=True):
     """A run with given mean returns of its evaluations, 1,000 frames apart, and given training records."""
     config = Config(game=game, method=method, seed=seed, agent=agent, optimizer={"name": "adam", "lr": lr})
-    with harness.open_run("atari", config, out=out, label=f"{game}-{agent}-{method}-seed{seed}") as run:
+    with harness.open_run(
+        "atari", config, harness.RunOptions(out=out), label=f"{game}-{agent}-{method}-seed{seed}"
+    ) as run:
         run.restore({"count": 0})
         for iteration, frames, episodes, mean_return in train:
             row = {"phase": "train", "iteration": iteration, "frames": frames, "train/episodes": episodes}

@@ -111,7 +111,7 @@ def talk(out: Path) -> None:
     assert [asked.most(*given) for given in ((0, 3 * own), (2 - own, 0), (0, 0))] == [(0, 0), (0, 3), (2, 0)]
 
     devices = mesh.make_mesh()
-    with harness.open_run("made-up", Config(), out=out) as run:
+    with harness.open_run("made-up", Config(), harness.RunOptions(out=out)) as run:
         iteration, state = run.restore(state_on(devices, filled=True))
         assert (iteration, run.done) == (0, False)
         run.record({"updates": 1, "loss": state["kernel"].sum()})
@@ -122,7 +122,7 @@ def talk(out: Path) -> None:
             run.record({"updates": 2, "loss": own / 2})
         with pytest.raises(TypeError, match="holds arrays only, and this one a str: 'text'"):
             run.save(2, {"text": "text"})
-    with harness.open_run("made-up", Config(), out=out) as run:
+    with harness.open_run("made-up", Config(), harness.RunOptions(out=out)) as run:
         assert_filled(run.restore(state_on(devices, filled=False)), devices)
     assert out.exists() == first
 
@@ -199,7 +199,7 @@ def test_runs_of_two_processes_are_stopped_at_one_and_ended_by_a_single_one(tmp_
             for out in (stopped, whole):
                 assert dispatched(command, out.parent) == 0
             assert_same_run(folder_in(stopped), folder_in(whole))
-    with harness.open_run("made-up", Config(), out=tmp_path / "0") as run:
+    with harness.open_run("made-up", Config(), harness.RunOptions(out=tmp_path / "0")) as run:
         assert_filled(run.restore(state_on(None, filled=False)), None)
 
 

@@ -108,11 +108,11 @@ def test_a_finished_run_returns_at_once_and_fresh_runs_it_again(tmp_path, capsys
     folder = run_in_process(tmp_path)
     first = (folder / "metrics.jsonl").read_bytes()
     config = counter.Config()
-    with harness.open_run("counter", config, out=tmp_path, label="seed0") as run:
+    with harness.open_run("counter", config, harness.RunOptions(out=tmp_path), label="seed0") as run:
         assert run.done and run.summary == json.loads((folder / "summary.json").read_text())
     assert "is finished" in capsys.readouterr().err
     (folder / "notes.txt").write_text("mine")
-    with harness.open_run("counter", config, out=tmp_path, label="seed0", fresh=True) as run:
+    with harness.open_run("counter", config, harness.RunOptions(out=tmp_path, fresh=True), label="seed0") as run:
         assert not run.done
         assert run.restore({"value": 1}) == (0, {"value": 1})
         assert sorted(path.name for path in folder.iterdir()) == [
@@ -137,7 +137,7 @@ def test_a_line_cut_short_and_records_after_the_checkpoint_are_dropped_on_resume
 def run_in_process_until(out: Path, iterations: int) -> Path:
     """The counter stopped after some iterations, as if it had been killed right after a checkpoint."""
     config = counter.Config()
-    with harness.open_run("counter", config, out=out, label="seed0") as run:
+    with harness.open_run("counter", config, harness.RunOptions(out=out), label="seed0") as run:
         _, state = run.restore(counter.initial_state(config))
         for iteration in range(iterations):
             for _ in range(config.rows):
@@ -163,14 +163,14 @@ def test_a_metrics_file_shorter_than_the_checkpoint_says_goes_back_further(tmp_p
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
     config = counter.Config()
-    with harness.open_run("counter", config, out=tmp_path) as run:
+    with harness.open_run("counter", config, harness.RunOptions(out=tmp_path)) as run:
         with (
             pytest.raises(harness.UserError, match=f"is being written by process {os.getpid()} on "),
-            harness.open_run("counter", config, out=tmp_path, fresh=True),
+            harness.open_run("counter", config, harness.RunOptions(out=tmp_path, fresh=True)),
         ):
             pass
         assert (run.folder / "config.json").exists(), "the second one must not clear the folder"
-    with harness.open_run("counter", config, out=tmp_path):
+    with harness.open_run("counter", config, harness.RunOptions(out=tmp_path)):
         pass
 
 
@@ -182,7 +182,7 @@ def test_a_folder_of_another_configuration_is_refused_even_by_fresh(tmp_path):
     for fresh in (False, True):
         with (
             pytest.raises(harness.UserError, match=r"config\.inner\.rate is 0\.5 there and 0\.25 here"),
-            harness.open_run("counter", other, out=tmp_path, label="seed0", fresh=fresh),
+            harness.open_run("counter", other, harness.RunOptions(out=tmp_path, fresh=fresh), label="seed0"),
         ):
             pass
     assert (target / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
@@ -193,7 +193,7 @@ def test_a_damaged_config_file_is_met_in_words(tmp_path):
     (folder / "config.json").write_text('{"experiment": "coun')
     with (
         pytest.raises(harness.UserError, match=r"config\.json is damaged"),
-        harness.open_run("counter", counter.Config(), out=tmp_path, label="seed0"),
+        harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path), label="seed0"),
     ):
         pass
     counter.study(counter.Config(), harness.RunOptions(out=tmp_path, fresh=True))
@@ -269,7 +269,7 @@ def test_a_really_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(
 
 
 def test_the_order_of_calls_is_checked(tmp_path):
-    with harness.open_run("counter", counter.Config(), out=tmp_path) as run:
+    with harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path)) as run:
         with pytest.raises(RuntimeError, match="restore"):
             run.record({"loss": 1.0})
         with pytest.raises(RuntimeError, match="restore"):

@@ -47,12 +47,12 @@ def test_a_job_is_what_its_folders_say(tmp_path):
 
 
 def test_a_run_that_begins_again_has_not_failed(tmp_path):
-    with harness.open_run("counter", plasticity.NapConfig(), out=tmp_path) as run:
+    with harness.open_run("counter", plasticity.NapConfig(), harness.RunOptions(out=tmp_path)) as run:
         pass
     one = Job((), (run.folder,))
     note(one, 1, ["error: full"])
     assert look(one).state == "failed"
-    with harness.open_run("counter", plasticity.NapConfig(), out=tmp_path):
+    with harness.open_run("counter", plasticity.NapConfig(), harness.RunOptions(out=tmp_path)):
         pass
     assert look(one) == Status("waiting")
 
