@@ -14,7 +14,7 @@ _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7A4FBF", "#A6761
 _BASE_STYLES: Mapping[str, Style] = {"none": "--", "layernorm": "-.", "rmsnorm": ":", "nap": "-"}
 _MARKERS = ("", "o", "s", "^", "D")
 _MEANINGS = {
-    "none": "none: the plain network",
+    "none": "none: the network as published",
     "layernorm": "layernorm: normalized, weights free",
     "nap": "nap: normalized and projected",
 }
