@@ -2,7 +2,7 @@
 
 Everything is the product's own code at the default configurations of its experiments, on whatever device JAX has. The
 sides of a ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else should run
-meanwhile. A PyTorch to compare with is optional: `pip install torch`.
+meanwhile. What else is compared with is optional: `pip install torch stable-baselines3 opencv-python-headless`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from experiments import harness
-from experiments.bench import atari, games, plasticity, training
+from experiments.bench import atari, games, in_sb3, plasticity, training
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
@@ -33,6 +33,7 @@ Name = Literal[
     "games",
     "plasticity",
     "training",
+    "stable-baselines3",
 ]
 
 BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
@@ -48,6 +49,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
         "games": games.rows,
         "plasticity": plasticity.rows,
         "training": training.rows,
+        "stable-baselines3": in_sb3.rows,
     }
 )
 
@@ -79,7 +81,7 @@ def run(options: Options) -> None:
     names = options.only or tuple(BENCHMARKS)
     peak = matmul_peak(options.repeats)
     facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
-    if set(names) - {"games", "plasticity", "training"}:
+    if set(names) - {"games", "plasticity", "training", "stable-baselines3"}:
         facts |= atari.learner_facts(options.repeats, peak)
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)

@@ -118,3 +118,9 @@ def test_plasticity_alone_needs_no_figures_of_dqn(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(bench, "BENCHMARKS", {"plasticity": lambda repeats: rows * repeats})
     assert bench.main(["--repeats", "2", "--only", "plasticity", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith(f"{table(rows * 2)}\n")
+
+
+def test_without_stable_baselines3_a_line_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(bench.in_sb3.importlib.util, "find_spec", lambda name: None)
+    assert list(bench.in_sb3.rows(2)) == []
+    assert "pip install stable-baselines3" in capsys.readouterr().err
