@@ -212,7 +212,7 @@ def make_loop(
             agent, replay, loss = functions.learn(*carry, learn_key)
             return (agent, replay), loss
 
-        # First actions, then updates: else XLA, which would see no order, copies the weights.
+        # First actions, then updates: else XLA, which would see no order, copies the weights at every step.
         actions, agent = jax.lax.optimization_barrier((actions, running.agent))
         carry, losses = jax.lax.scan(update, (agent, running.replay), length=updates - measured)
         values = {}
@@ -222,7 +222,9 @@ def make_loop(
         agent, replay = carry
         playing, made = environments.advance(running.playing, actions)
         added = Step(observation[:, -1], actions, made.reward, made.discount, running.first)
-        never = jnp.any(losses == -jnp.inf)  # likewise: batches are read before the step is written, or it copies all
+        # Likewise batches are read before the step is written, or the replay is copied, which is far larger. Older
+        # versions of XLA drop a barrier before they decide on copies; that no loss is -inf, no version knows.
+        never = jnp.any(losses == -jnp.inf)
         replay = functions.add(replay, jax.tree.map(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), added))
         after = Running(running.key, agent, replay, playing, made.first)
         return after, (losses, values, made.first, made.episode_return)

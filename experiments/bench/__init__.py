@@ -81,7 +81,7 @@ def run(options: Options) -> None:
     names = options.only or tuple(BENCHMARKS)
     peak = matmul_peak(options.repeats)
     facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
-    if set(names) - {"games", "plasticity", "training", "stable-baselines3"}:
+    if any(BENCHMARKS[name].__module__ == atari.__name__ for name in names):
         facts |= atari.learner_facts(options.repeats, peak)
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)

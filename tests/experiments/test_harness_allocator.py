@@ -1,3 +1,5 @@
+"""The allocator's options: fewer page faults, and the environment's word counts."""
+
 import os
 import platform
 import subprocess
