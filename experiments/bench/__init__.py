@@ -2,7 +2,7 @@
 
 Everything is the product's own code at the default configurations of its experiments, on whatever device JAX has. The
 sides of a ratio run in turns in one process; the ratio is the median of the repeats' ratios. Nothing else should run
-meanwhile. What else is compared with is optional: `pip install torch stable-baselines3 opencv-python-headless`.
+meanwhile. The packages of others that are compared with are optional; a line says what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from experiments import harness
-from experiments.bench import atari, games, in_sb3, plasticity, training
+from experiments.bench import atari, games, in_sb3, plasticity, pqn, training
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
@@ -31,6 +31,7 @@ Name = Literal[
     "checkpoint",
     "start-up",
     "games",
+    "pqn",
     "plasticity",
     "training",
     "stable-baselines3",
@@ -47,6 +48,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
         "checkpoint": atari.checkpoint,
         "start-up": atari.start_up,
         "games": games.rows,
+        "pqn": pqn.rows,
         "plasticity": plasticity.rows,
         "training": training.rows,
         "stable-baselines3": in_sb3.rows,

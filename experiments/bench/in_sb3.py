@@ -1,7 +1,7 @@
 """DQN's whole loop on Pong against that of Stable-Baselines3, in PyTorch: a public implementation that is kept up.
 
 Both have the Nature CNN, ALE Pong with sticky actions, batches of 32, an update every four agent steps and no
-normalization. It is optional: `pip install stable-baselines3 opencv-python-headless torch`.
+normalization. It is optional, and a line says how to install it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -23,7 +22,7 @@ import gymnasium
 from envs.atari import PROTOCOLS, AtariEnvs
 from experiments.atari import Config
 from experiments.bench.atari import VECTOR_STEPS, training_of
-from experiments.harness.timing import Row, interleaved, rates
+from experiments.harness.timing import Row, interleaved, left_out, rates
 
 REPLAY = 20_000  # steps; its default of a million takes 28 GB
 _learners: dict[tuple[int, int], Any] = {}  # of a process of its own, by environments and threads
@@ -32,8 +31,10 @@ _learners: dict[tuple[int, int], Any] = {}  # of a process of its own, by enviro
 def rows(repeats: int) -> Iterator[Row]:
     """Agent steps a second, against each number of environments and threads."""
     if importlib.util.find_spec("stable_baselines3") is None:
-        wanted = "pip install stable-baselines3 opencv-python-headless torch"
-        print(f"[stable-baselines3] it is not there: {wanted}", file=sys.stderr)
+        left_out(
+            "stable-baselines3",
+            "there is none to compare with: pip install stable-baselines3 opencv-python-headless torch",
+        )
         return
     config = dataclasses.replace(Config(method="none"), replay_capacity=REPLAY)
     steps, cores = VECTOR_STEPS * config.num_envs, os.cpu_count() or 1

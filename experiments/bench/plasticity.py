@@ -13,7 +13,6 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import sys
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,7 @@ from experiments.harness.learner import Learner, Score
 from experiments.harness.methods import OptimizerConfig
 from experiments.harness.seeds import Seeds, use_all_cores
 from experiments.harness.tasks import make_start, make_stretch
-from experiments.harness.timing import Goal, Row, interleaved, rates, scaled
+from experiments.harness.timing import Goal, Row, interleaved, left_out, rates, scaled
 from experiments.plasticity import Config, build_learner, presets, resolve
 from nap import paths
 
@@ -78,7 +77,7 @@ def against_plain_jax(repeats: int, config: Config | None = None) -> list[Row]:
 def against_torch(repeats: int) -> list[Row]:
     """The product, records included, against PyTorch in eager mode, at two sizes."""
     if importlib.util.find_spec("torch") is None:
-        print("[plasticity] there is no PyTorch to compare with: pip install torch", file=sys.stderr)
+        left_out("plasticity", "there is no PyTorch to compare with: pip install torch")
         return []
     small = compare_with_torch(repeats, narrow(), TORCH_UPDATES, Goal(6.0, at_least=True))
     return small + compare_with_torch(repeats, wide(), TORCH_WIDE_UPDATES, Goal(2.3, at_least=True))

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -129,6 +130,11 @@ def matmul_peak(repeats: int, size: int = 2048) -> float:
     multiply, matrix = jax.jit(jnp.matmul), jnp.ones((size, size))
     times = interleaved({"multiply": lambda: multiply(matrix, matrix)}, repeats=3 * repeats)
     return 2 * size**3 / min(times["multiply"])
+
+
+def left_out(benchmark: str, why: str) -> None:
+    """Says on standard error that a benchmark's rows are left out, and what would bring them."""
+    print(f"[{benchmark}] left out: {why}", file=sys.stderr)
 
 
 def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
