@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nap.roles import Role
+from nap.steps import wide
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -77,7 +78,7 @@ class Rational(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch units"]) -> Float[Array, "*batch units"]:
         """The activations."""
-        full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        full = wide(x)
         below = 1 + jnp.abs(full * _polynomial(self.denominator[...], full))
         return (_polynomial(self.numerator[...], full) / below).astype(x.dtype)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from nap import paths
 from nap.paths import PyTree
 from nap.roles import Roles, weight_groups
+from nap.steps import wide
 
 Norms = ArrayLike | Sequence[float]
 """A weight's norm before each update, shape [steps]."""
@@ -27,7 +28,7 @@ Steps = ArrayLike | Sequence[int]
 
 
 class EffectiveLearningRate(NamedTuple):
-    """How one update moves one weight; float32 scalars, or one value for each stacked layer.
+    """How one update moves one weight; scalars, float32 at least, or one value for each stacked layer.
 
     Attributes:
       weight_norm: ||W|| before the update.
@@ -66,9 +67,7 @@ def effective_learning_rates(
         if not paths.is_weight_array(weight) or weight.ndim < stacked + 2 or path in joined:
             continue
         group = groups.get(path, (path,))
-        old, step = (
-            jnp.stack([tree[member].astype(jnp.float32) for member in group], axis=-1) for tree in (weights, steps)
-        )
+        old, step = (jnp.stack([wide(tree[member]) for member in group], axis=-1) for tree in (weights, steps))
         over = tuple(range(stacked, old.ndim))
         weight_norm, update_norm = _norm(old, over), _norm(step, over)
         new = old + step

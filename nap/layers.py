@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from nap.activations import Activation, ActivationName, make_activation
 from nap.convolution import Padding, convolve
 from nap.roles import Role
+from nap.steps import wide
 
 Norm = Literal["none", "layer", "rms"]
 """Normalization before a nonlinearity: none, LayerNorm (centre, then scale) or RMSNorm (scale only)."""
@@ -40,7 +41,7 @@ def normalize(x: Float[Array, "..."], norm: Norm, axes: Sequence[int] = (-1,)) -
     """
     if norm == "none":
         return x
-    full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    full = wide(x)
     if norm == "layer":
         full = full - jnp.mean(full, axis=axes, keepdims=True)
     return (full * jax.lax.rsqrt(jnp.mean(jnp.square(full), axis=axes, keepdims=True) + EPSILON)).astype(x.dtype)
@@ -112,7 +113,7 @@ class BatchNormalization(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width features"]:
         """Normalize, then scale and shift each channel; in training also move the running statistics."""
-        full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        full = wide(x)
         mean, variance = self.mean[...], self.variance[...]
         if not self.use_running_average:
             mean, variance = jnp.mean(full, axis=(0, 1, 2)), jnp.var(full, axis=(0, 1, 2))

@@ -22,6 +22,7 @@ from nap import paths
 from nap.paths import PyTree
 from nap.roles import AFFINE, Role, Roles, affine_groups, weight_groups
 from nap.roles import roles as find_roles
+from nap.steps import landing, moved, wide
 
 RoleSpec = Mapping[str, Role | str] | Roles | None
 """What every `roles=` argument takes: overrides by path pattern, a finished `Roles`, or None (decide by structure)."""
@@ -36,7 +37,7 @@ class ProjectionState(NamedTuple):
 
     Attributes:
       count: updates so far.
-      target_norms: the radius of each projected weight (or group of weights), float32, by path.
+      target_norms: the radius of each projected weight (or group of weights), float32 at least, by path.
     """
 
     count: Int[Array, ""]
@@ -55,8 +56,8 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
         their own.
 
     Returns:
-      float32 norms by path ("layer/kernel+layer/noise" for a joint one): scalars, or, where axes are kept, arrays with
-      the reduced axes left at size 1.
+      Norms by path ("layer/kernel+layer/noise" for a joint one), float32 at least: scalars, or, where axes are kept,
+      arrays with the reduced axes left at size 1.
     """
     resolved = _resolve(params, roles)
     leaves = paths.leaves(params)
@@ -71,7 +72,7 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
 def project(params: PyTree, target_norms: Norms) -> PyTree:
     """Scale weights to the given norms; every other leaf is returned as it is.
 
-    Norms are computed in float32. The result has the weights' own dtype: bfloat16 weights hold a norm to 1e-3,
+    Norms are computed in float32 at least. The result has the weights' own dtype: bfloat16 weights hold a norm to 1e-3,
     float32 weights to 1e-6. A weight is left unchanged where it or its target is zero, or its norm is not finite.
 
     Args:
@@ -97,7 +98,7 @@ def project(params: PyTree, target_norms: Norms) -> PyTree:
         usable = (norm > 0) & jnp.isfinite(norm) & (target > 0)
         factor = jnp.where(usable, target / jnp.where(usable, norm, 1.0), 1.0)
         for path, tensor in zip(members, tensors, strict=True):
-            projected[path] = (tensor.astype(jnp.float32) * factor).astype(tensor.dtype)
+            projected[path] = (wide(tensor) * factor).astype(tensor.dtype)
     return paths.replace(params, projected)
 
 
@@ -207,13 +208,8 @@ _NO_PARAMS = "projection needs the parameters: call update(grads, state, params)
 
 def _toward(params: PyTree, updates: PyTree, target_norms: Norms) -> PyTree:
     """The updates that take `params` to the projection of `params + updates`."""
-    before, steps = paths.leaves(params), paths.leaves(updates)
     members = [path for group in target_norms for path in group.split("+")]
-    moved = {path: before[path].astype(jnp.float32) + steps[path].astype(jnp.float32) for path in members}
-    after = project(moved, target_norms)
-    # Rounded to the weights' dtype first: the difference of two nearby floats is then exact, and so is the sum.
-    new = {path: after[path].astype(before[path].dtype) - before[path] for path in members}
-    return paths.replace(updates, {path: step.astype(steps[path].dtype) for path, step in new.items()})
+    return landing(params, updates, project(moved(params, updates, members), target_norms))
 
 
 def _pull_affine(strength: float, roles: RoleSpec) -> optax.GradientTransformation:
@@ -259,7 +255,7 @@ def _reduced_axes(rank: int, stacked: int, kept: int | Sequence[int] | None) -> 
 
 
 def _norm(tensors: Sequence[Float[Array, "..."]], axes: Sequence[int] | None) -> Float[Array, "..."]:
-    """The joint float32 norm of some tensors: over everything, or over `axes` with these kept at size 1."""
+    """The joint norm of some tensors: over everything, or over `axes` with these kept at size 1."""
     keep, over = axes is not None, axes if axes is not None else range(tensors[0].ndim)
-    norms = [jnp.linalg.vector_norm(t.astype(jnp.float32), axis=tuple(over), keepdims=keep) for t in tensors]
+    norms = [jnp.linalg.vector_norm(wide(t), axis=tuple(over), keepdims=keep) for t in tensors]
     return norms[0] if len(norms) == 1 else jnp.sqrt(sum(jnp.square(norm) for norm in norms))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,8 +118,8 @@ class Context(NamedTuple):
         return every
 
     def key(self, name: str) -> jax.Array:
-        """A random key for one intervention."""
-        return jax.random.fold_in(self.setting.key, names().index(name))
+        """A random key for one intervention, whichever others there are."""
+        return jax.random.fold_in(self.setting.key, zlib.crc32(name.encode()))
 
     def recycling(self, name: str) -> dict[str, Any]:
         """What every intervention that recycles units takes."""

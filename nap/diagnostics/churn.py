@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nap.steps import wide
+
 
 def policy_churn(before: Float[Array, "batch actions"], after: Float[Array, "batch actions"]) -> Float[Array, ""]:
     """The share of states whose greedy action changes (Schaul et al., 2022).
@@ -23,4 +25,4 @@ def output_churn(before: Float[Array, "batch *outputs"], after: Float[Array, "ba
       before: outputs before the update.
       after: the same inputs' after it.
     """
-    return jnp.mean(jnp.abs(after.astype(jnp.float32) - before.astype(jnp.float32)))
+    return jnp.mean(jnp.abs(wide(after) - wide(before)))

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from nap import paths
 from nap.paths import PyTree
+from nap.steps import wide
 
 
 class LeafNorms(NamedTuple):
-    """The size of one leaf, float32 scalars.
+    """The size of one leaf, scalars, float32 at least.
 
     Attributes:
       l2: root of the sum of squares; a few outliers rule it.
@@ -31,7 +32,7 @@ class LeafNorms(NamedTuple):
 
 def feature_norm(features: Float[Array, "batch *shape"]) -> Float[Array, ""]:
     """Mean over the batch of the L2 norm of an example's features, all positions and channels as one vector."""
-    flat = features.astype(jnp.float32).reshape(features.shape[0], -1)
+    flat = wide(features).reshape(features.shape[0], -1)
     return jnp.mean(jnp.linalg.vector_norm(flat, axis=1))
 
 
@@ -43,7 +44,7 @@ def leaf_norms(tree: PyTree) -> dict[str, LeafNorms]:
     norms = {}
     for path, leaf in paths.leaves(tree).items():
         if paths.is_weight_array(leaf):
-            x = leaf.astype(jnp.float32)
+            x = wide(leaf)
             norms[path] = LeafNorms(jnp.linalg.vector_norm(x), jnp.sum(jnp.abs(x)), jnp.mean(x == 0))
     return norms
 
@@ -68,6 +69,6 @@ def distance_to_init(params: PyTree, initial: PyTree) -> dict[str, Float[Array, 
         if path not in before or before[path].shape != leaf.shape:
             found = f"shape {before[path].shape}" if path in before else "no such leaf"
             raise ValueError(f"{path!r} has shape {leaf.shape}, but the initial parameters have {found}")
-        change = leaf.astype(jnp.float32) - before[path].astype(jnp.float32)
+        change = wide(leaf) - wide(before[path])
         distances[path] = jnp.linalg.vector_norm(change) / math.sqrt(leaf.size)
     return distances

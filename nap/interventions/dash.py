@@ -12,10 +12,11 @@ from jaxtyping import Array, Int
 from nap import paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import needed, with_roles
-from nap.interventions.weights import incoming_axes, land
+from nap.interventions.weights import incoming_axes
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import Role
+from nap.steps import landing, wide
 
 
 class DashState(NamedTuple):
@@ -78,7 +79,7 @@ def dash(
         params, gradient, steps = operand
         weights, gradients, new = paths.leaves(params), paths.leaves(gradient), {}
         for leaf in with_roles(params, roles, Role.HIDDEN, Role.OUTPUT):
-            w, g = (leaves[leaf.path].astype(jnp.float32) for leaves in (weights, gradients))
+            w, g = (wide(leaves[leaf.path]) for leaves in (weights, gradients))
             over = incoming_axes(leaf)
             lengths = jnp.linalg.vector_norm(w, axis=over, keepdims=True) * jnp.linalg.vector_norm(
                 g, axis=over, keepdims=True
@@ -86,7 +87,7 @@ def dash(
             product = jnp.sum(w * -g, axis=over, keepdims=True)
             cosine = jnp.where(lengths > 0, product / jnp.where(lengths > 0, lengths, 1), 0)
             new[leaf.path] = w * jnp.clip(cosine, shrink, 1)
-        return params, gradient, land(params, steps, new)
+        return params, gradient, landing(params, steps, new)
 
     def update_fn(updates, state, params=None, **extra):
         params = needed(params, "dash")

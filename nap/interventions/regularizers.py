@@ -21,6 +21,7 @@ from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role
 from nap.roles import roles as find_roles
+from nap.steps import wide
 
 _WARM_UP = 30
 """Steps of the power iteration at `init`, where it has no earlier vectors to start from."""
@@ -219,7 +220,7 @@ def spectral_regularization(strength: float, power: int = 2, *, roles: RoleSpec 
             outer = slope[..., None, None] * left[..., :, None] * right[..., None, :]
             new[leaf.path] = strength * from_matrix(outer, weights[leaf.path], leaf)
         for leaf in with_roles(params, roles, Role.BIAS):
-            bias = weights[leaf.path].astype(jnp.float32)
+            bias = wide(weights[leaf.path])
             square = jnp.sum(jnp.square(bias), axis=tuple(range(leaf.stacked, bias.ndim)), keepdims=True)
             new[leaf.path] = strength * 2 * power * square ** (power - 1) * bias
         pulled = {path: steps[path] + pull.astype(steps[path].dtype) for path, pull in new.items()}
@@ -242,15 +243,15 @@ def unit_axis(leaf: LeafRole) -> int:
 
 
 def as_matrix(weight: Float[Array, "..."], leaf: LeafRole) -> Float[Array, "*stacked inputs units"]:
-    """A weight as float32 matrices with a column for each unit; stacked axes stay in front."""
-    moved = jnp.moveaxis(weight.astype(jnp.float32), unit_axis(leaf), -1)
+    """A weight, float32 at least, as matrices with a column for each unit; stacked axes stay in front."""
+    moved = jnp.moveaxis(wide(weight), unit_axis(leaf), -1)
     return moved.reshape(*moved.shape[: leaf.stacked], -1, moved.shape[-1])
 
 
 def from_matrix(
     matrix: Float[Array, "*stacked inputs units"], weight: Float[Array, "..."], leaf: LeafRole
 ) -> Float[Array, "..."]:
-    """The inverse of `as_matrix`, float32 in the shape of `weight`."""
+    """The inverse of `as_matrix`, in the shape of `weight`."""
     moved_shape = jnp.moveaxis(weight, unit_axis(leaf), -1).shape
     return jnp.moveaxis(matrix.reshape(moved_shape), -1, unit_axis(leaf))
 

@@ -15,8 +15,9 @@ from nap import paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import needed
 from nap.interventions.units import reset_entries
-from nap.interventions.weights import fresh_leaves, land
+from nap.interventions.weights import fresh_leaves
 from nap.paths import PyTree
+from nap.steps import landing
 
 
 class ResetState(NamedTuple):
@@ -82,7 +83,7 @@ def reset_layers(
         count, key, params, steps, state = operand
         fresh = fresh_leaves(init, jax.random.fold_in(key, count), params)
         drawn = matching(params, layers)
-        steps = land(params, steps, {path: fresh[path] for path in drawn})
+        steps = landing(params, steps, {path: fresh[path] for path in drawn})
         after = optax.apply_updates(params, steps)
         if len(drawn) == len(paths.leaves(params)):
             state = inner.init(after)

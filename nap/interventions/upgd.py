@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from nap.interventions.regularizers import needed
 from nap.paths import PyTree
+from nap.steps import wide
 
 
 class UPGDState(NamedTuple):
@@ -70,7 +71,7 @@ def upgd(
 
     def init_fn(params: PyTree) -> UPGDState:
         # A share of 1 - beta would be lost in a narrower type than float32.
-        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
         return UPGDState(jnp.zeros([], jnp.int32), jnp.copy(key), zeros, inner.init(params))
 
     def update_fn(updates, state, params=None, **extra):

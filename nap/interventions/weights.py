@@ -21,6 +21,7 @@ from nap.interventions.regularizers import SpectralState, first_vectors, follow_
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role
+from nap.steps import landing, moved, wide
 
 
 class RandomState(NamedTuple):
@@ -77,7 +78,7 @@ def shrink_and_perturb(
         count, key, params, updates = operand
         fresh = fresh_leaves(init, jax.random.fold_in(key, count), params)
         new = {path: shrink * weight + perturb * fresh[path] for path, weight in moved(params, updates).items()}
-        return count, key, params, land(params, updates, new)
+        return count, key, params, landing(params, updates, new)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "shrink_and_perturb")
@@ -142,7 +143,7 @@ def clip_weights(kappa: float, *, include_output: bool = True, roles: RoleSpec =
             if _layer(leaf) in fan_in:
                 bound = kappa / math.sqrt(fan_in[_layer(leaf)])
                 new[leaf.path] = jnp.clip(weights[leaf.path], -bound, bound)
-        return land(params, updates, new), state
+        return landing(params, updates, new), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
@@ -177,7 +178,7 @@ def spectral_normalization(radius: float = 1.0, *, roles: RoleSpec = None) -> op
         for leaf, spectrum in zip(hidden, spectra, strict=True):
             sigma = spectrum.sigma.reshape(spectrum.sigma.shape + (1,) * (len(leaf.shape) - leaf.stacked))
             new[leaf.path] = weights[leaf.path] * _factor(radius, sigma)
-        return land(params, updates, new), state
+        return landing(params, updates, new), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -203,7 +204,7 @@ def project_units(radius: float = 1.0, *, roles: RoleSpec = None) -> optax.Gradi
         for leaf in with_roles(params, roles, Role.HIDDEN):
             norm = jnp.linalg.vector_norm(weights[leaf.path], axis=incoming_axes(leaf), keepdims=True)
             new[leaf.path] = weights[leaf.path] * _factor(radius, norm)
-        return land(params, updates, new), state
+        return landing(params, updates, new), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
@@ -227,11 +228,11 @@ def hare_and_tortoise(*, momentum: float = 0.999, every: int) -> optax.GradientT
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
 
-    def wide(leaf: Array) -> Array:  # a share of 1 - momentum would be lost in a narrower one
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if paths.is_weight_array(leaf) else leaf
+    def average_of(leaf: Array) -> Array:  # wide: a share of 1 - momentum would be lost in a narrower type
+        return jnp.copy(wide(leaf) if paths.is_weight_array(leaf) else leaf)
 
     def init_fn(params: PyTree) -> HareAndTortoiseState:
-        return HareAndTortoiseState(jnp.zeros([], jnp.int32), jax.tree.map(lambda leaf: jnp.copy(wide(leaf)), params))
+        return HareAndTortoiseState(jnp.zeros([], jnp.int32), jax.tree.map(average_of, params))
 
     def update_fn(updates, state, params=None):
         params = needed(params, "hare_and_tortoise")
@@ -239,28 +240,9 @@ def hare_and_tortoise(*, momentum: float = 0.999, every: int) -> optax.GradientT
         hare, before = moved(params, updates), paths.leaves(state.tortoise)
         tortoise = {path: momentum * before[path] + (1 - momentum) * weight for path, weight in hare.items()}
         new = {path: jnp.where(count % every == 0, tortoise[path], weight) for path, weight in hare.items()}
-        return land(params, updates, new), HareAndTortoiseState(count, paths.replace(state.tortoise, tortoise))
+        return landing(params, updates, new), HareAndTortoiseState(count, paths.replace(state.tortoise, tortoise))
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def moved(params: PyTree, updates: PyTree) -> dict[str, Float[Array, "..."]]:
-    """Where an update leads to: every floating-point parameter by path, float32 at least."""
-    steps = paths.leaves(updates)
-    wide = {
-        path: weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
-        for path, weight in paths.leaves(params).items()
-        if paths.is_weight_array(weight)
-    }
-    return {path: weight + steps[path].astype(weight.dtype) for path, weight in wide.items()}
-
-
-def land(params: PyTree, updates: PyTree, new: dict[str, Float[Array, "..."]]) -> PyTree:
-    """The updates, with those that belong to `new` exchanged for ones that lead to these values."""
-    before, steps = paths.leaves(params), paths.leaves(updates)
-    # Rounded to the weights' dtype first: the difference of two nearby floats is then exact, and so is the sum.
-    exact = {path: value.astype(before[path].dtype) - before[path] for path, value in new.items()}
-    return paths.replace(updates, {path: step.astype(steps[path].dtype) for path, step in exact.items()})
 
 
 def fresh_leaves(init: Callable[[jax.Array], PyTree], key: jax.Array, params: PyTree) -> dict[str, Array]:

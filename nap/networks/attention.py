@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from nap.layers import Linear, Norm, identity, normalize
 from nap.roles import Role
+from nap.steps import wide
 
 AttentionKernel = Literal["xla", "cudnn"]
 """Which of JAX's implementations of attention: "xla" runs everywhere; "cudnn" is flash attention on NVIDIA GPUs, in
@@ -101,6 +102,6 @@ def rotate(x: Float[Array, "*batch time heads features"]) -> Float[Array, "*batc
     time, features = x.shape[-3], x.shape[-1]
     frequencies = ROTARY_BASE ** (-jnp.arange(0, features, 2) / features)
     angles = (jnp.arange(time)[:, None] * frequencies)[:, None]  # [time, 1, features / 2]
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    first, second = jnp.split(wide(x), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)

@@ -193,6 +193,19 @@ def test_bfloat16_weights_hold_the_norm_as_well_as_they_can():
     assert_held(trained, params, tolerance=1e-3)
 
 
+def test_float64_weights_keep_all_their_digits():
+    with jax.enable_x64(True):
+        weight = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)))
+        params = {"kernel": weight}
+        tx = nap.project_weights(roles={"kernel": "hidden weight"})
+        step = {"kernel": jnp.full_like(weight, 1e-12)}  # far below what float32 can tell apart
+        updates, state = tx.update(step, tx.init(params), params)
+        moved = np.asarray(weight) + 1e-12
+        expected = moved * np.linalg.norm(weight) / np.linalg.norm(moved) - np.asarray(weight)
+        np.testing.assert_allclose(updates["kernel"], expected, atol=1e-15)
+        assert state.target_norms["kernel"].dtype == jnp.float64
+
+
 def test_ten_thousand_adam_steps_do_not_drift():
     """Test (b): every projected norm within 1e-6 of its start, at the end and on the way."""
     params = nnx_state(jax.random.key(0))
