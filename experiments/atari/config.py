@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -190,6 +191,8 @@ def resolve(config: Config) -> Config:
             f"--schedule {config.optimizer.schedule}: it follows the norms of another run, so its own must be held: "
             f"--method nap, not {config.method}"
         )
+    if config.torso == "impala" and game in GAMES:
+        raise harness.UserError(f"--torso impala: it is for ale-py's games, and {game} has a network of its own")
     _check_ingredients(config)
     positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
     positive += ("target_period", "replay_capacity", "log_every", "project_every")
@@ -197,8 +200,9 @@ def resolve(config: Config) -> Config:
     least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "hidden", "evaluation_frames")
     lowest = dict.fromkeys(positive, 1) | dict.fromkeys(least_0, 0)
     for name, least in lowest.items():
-        if not values[name] >= least:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least {least}")
+        if not least <= values[name] < math.inf:
+            said = f"--{name.replace('_', '-')} {values[name]}"
+            raise harness.UserError(f"{said}: it must be at least {least}, and finite")
     probabilities = ("priority_exponent", "importance_exponent", "uniform_probability")
     for name in ("epsilon_end", "evaluation_epsilon", *probabilities):
         if not 0 <= values[name] <= 1:

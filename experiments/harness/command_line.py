@@ -44,6 +44,8 @@ class DeviceOptions(RunOptions):
     """With --coordinator host:port: which of them this is, from 0."""
 
 
+SEEDS = 2**32
+"""How many seeds there are: JAX makes a random key of a seed's last 32 bits."""
 _OF_A_PROCESS = ("out", "process", "profile")
 """The options that processes which run together need not have in common."""
 
@@ -108,7 +110,7 @@ def parse_command(
     """The configuration and the shared options that a command line means; see `run_command` for the arguments.
 
     Raises:
-        UserError: there is no such preset, an argument does not parse, or less than one seed is asked for.
+        UserError: there is no such preset, an argument does not parse, or the seeds asked for do not exist.
         SystemExit: 0 after `--help`.
     """
     import tyro  # here, so that listing the experiments does not pay for it
@@ -132,6 +134,9 @@ def parse_command(
     command = parse_options(command_type, argv, name=name, description=description, default=default)
     if command.options.seeds < 1:
         raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
+    most = SEEDS - command.options.seeds
+    if command.config.seed > most:
+        raise UserError(f"--seed {command.config.seed}: beyond {SEEDS - 1} seeds repeat; the nearest is {most}")
     return command.config, command.options
 
 

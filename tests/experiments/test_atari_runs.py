@@ -167,6 +167,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         ({"project_every": 0}, "--project-every 0: it must be at least 1"),
         ({"seed": -1}, "--seed -1: it must be at least 0"),
         ({"lr": -1.0}, "--lr -1.0: it must be at least 0"),
+        ({"lr": "inf"}, "--lr inf: it must be at least 0, and finite"),
+        ({"game": "catch", "torso": "impala"}, "--torso impala: it is for ale-py's games, and catch has a network"),
         ({"clip": -1.0}, "--clip -1.0: it must be at least 0"),
         ({"gamma": 0.0}, "--gamma 0.0: it must be above 0 and at most 1"),
         ({"epsilon_end": 1.5}, "--epsilon-end 1.5: it must lie in 0 to 1"),

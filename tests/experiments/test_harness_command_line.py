@@ -61,6 +61,10 @@ def test_seeds_count_up_from_seed():
         (["--preset", "lnog"], "error: --preset: 'lnog' is not a preset; did you mean 'long'?"),
         (["--preset", "zzz"], "error: --preset: 'zzz' is not a preset; there are: long"),
         (["--seeds", "0"], "error: --seeds 0: at least 1 seed is needed"),
+        (
+            ["--seed", "4294967295", "--seeds", "2"],
+            "error: --seed 4294967295: beyond 4294967295 seeds repeat; the nearest is 4294967294",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv, line, capsys):
