@@ -124,7 +124,8 @@ def roles(
       `Roles`, printable as a table.
 
     Raises:
-      ValueError: a pattern matches nothing; a role that does not exist; no output layer can be told apart.
+      ValueError: a pattern matches nothing; a role that does not exist; no output layer can be told apart; a name with
+        a "+".
     """
     if isinstance(overrides, Roles):
         return overrides
@@ -132,6 +133,8 @@ def roles(
     if any(not paths.join(keys) for keys, _ in entries):
         raise ValueError("roles need a tree with named leaves: got a bare array; wrap it, e.g. {'kernel': array}")
     names = [paths.join(keys) for keys, _ in entries]
+    if joined := [name for name in names if "+" in name]:
+        raise ValueError(f"{joined[0]!r} has a '+' in its name, which joins paths here: rename it")
     given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
     depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
     nodes = [_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries]

@@ -181,6 +181,7 @@ def test_the_table_can_be_read():
             "'hiden' is no role; the roles are 'hidden weight'",
         ),
         (lambda: nap.roles(jnp.ones((2, 2))), "bare array"),
+        (lambda: nap.roles({"a+b": {"kernel": jnp.ones((2, 3))}}), r"'a\+b/kernel' has a '\+' in its name"),
         (lambda: nap.roles(nested(a__kernel=(8, 2)))["a/kernal"], "nearest path is 'a/kernel'"),
     ],
 )
