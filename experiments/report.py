@@ -34,6 +34,10 @@ def _main(argv: list[str]) -> None:
     # matplotlib and polars: not for --help
     from experiments.harness.report import write_figure, write_figures, write_report
 
+    if options.out is not None and options.out.suffix not in (".html", ".htm"):
+        raise harness.UserError(
+            f"--out {options.out}: the report is an .html file; --figure and --figures write pictures"
+        )
     print(write_report(options.runs, options.out))
     if options.figure is not None:
         print(write_figure(options.runs, options.figure))

@@ -176,12 +176,20 @@ def parse_options(
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """The exit code of `command()`; an expected end (bad input, a stopped run, Ctrl-C) is told in a line on stderr."""
+    """The exit code of `command()`; an expected end is told in a line on stderr.
+
+    Expected are bad input, a file or folder that cannot be read or written, a stopped run and Ctrl-C.
+    """
     try:
         return command() or 0
     except (UserError, RunStopped) as error:
         print_error(error)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print_error(UserError(f"{error.filename}: {error.strerror}"))
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -90,6 +90,11 @@ def test_a_typo_is_told_in_a_line(argv, words, columns, capsys, monkeypatch):
     assert not set("│╭╰─") & set(error)
 
 
+def test_a_file_that_cannot_be_read_is_told_in_a_line(tmp_path, capsys):
+    assert run(study=lambda config, options: (tmp_path / "missing").read_text()) == (2, [])
+    assert capsys.readouterr().err == f"error: {tmp_path / 'missing'}: No such file or directory\n"
+
+
 def test_help_shows_the_shared_options_and_the_presets(capsys):
     assert run("--help") == (0, [])
     shown = capsys.readouterr().out

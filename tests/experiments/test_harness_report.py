@@ -125,6 +125,14 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, content, capsys):
     assert shown.startswith("error: ") and shown.count("\n") == 1 and str(folder) in shown
 
 
+@pytest.mark.parametrize("name", ["", "page.png", "page.html/page.html"], ids=["folder", "picture", "below a file"])
+def test_where_no_report_can_be_written_is_one_line(runs_folder, tmp_path, name, capsys):
+    (tmp_path / "page.html").touch()
+    assert report.main([str(runs_folder), "--out", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and str(tmp_path) in shown
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     for seed in range(2):
         make_run(tmp_path, Config(seed=seed), rows=4)
