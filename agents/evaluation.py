@@ -22,7 +22,7 @@ def evaluate(
     seed: int,
     episodes: int = 0,
     steps: int = 0,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda agent_steps: None,
 ) -> list[float]:
     """Raw returns of complete episodes from a reset, played without a noisy network's noise.
 
@@ -39,7 +39,7 @@ def evaluate(
       seed: what the environments are reset with.
       episodes: how many, rounded up to a multiple of the number of environments.
       steps: how many agent steps over all environments, instead of a number of episodes.
-      on_step: called after every step of the environments; may raise to stop.
+      on_step: `on_step(agent_steps)`, after every step of the environments; may raise to stop.
     """
     wanted, last = math.ceil(episodes / environments.num_envs), steps // environments.num_envs
     returns: list[list[float]] = [[] for _ in range(environments.num_envs)]
@@ -50,5 +50,5 @@ def evaluate(
         time_step, step = environments.recv(), step + 1
         for episode in time_step.episodes:
             returns[episode.env].append(episode.episode_return)
-        on_step()
+        on_step(step * environments.num_envs)
     return [value for played in returns for value in (played[:wanted] if wanted else played)]

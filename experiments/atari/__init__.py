@@ -296,7 +296,7 @@ def _train_and_evaluate(
             seed=_environment_seed(config, iteration, "evaluation"),
             episodes=0 if config.evaluation_frames else config.evaluation_episodes,
             steps=config.evaluation_frames // FRAME_SKIP,
-            on_step=opened.check_interrupted,
+            on_step=functools.partial(_on_evaluation, opened, frames),
         )
         last_return = np.asarray(np.mean(returns) if returns else np.nan)
         iteration += 1
@@ -313,6 +313,12 @@ def _train_and_evaluate(
         )
         opened.save(iteration, (state, last_return))
     opened.finish({"frames": config.frames, **_evaluation(config, last_return)})
+
+
+def _on_evaluation(opened: harness.Run, frames: int, agent_steps: int) -> None:
+    """After a step of an evaluation; `frames` are training's."""
+    opened.check_interrupted()
+    opened.progress.update(frames=frames, evaluation_frames=FRAME_SKIP * agent_steps)
 
 
 def _evaluation(config: Config, mean_return: np.ndarray) -> dict[str, float | None]:

@@ -133,3 +133,6 @@ class _Deaf:
 
     def on_log(self, seed: int, log: Log) -> None:
         """Ignored."""
+
+    def on_evaluation(self, agent_steps: int) -> None:
+        """Ignored."""

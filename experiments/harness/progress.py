@@ -46,6 +46,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last_update >= _UPDATE_SECONDS:
             self._last_update = now
+            self._mark(now, float(fields[self.unit]))
             self._show(fields, now=now, due=now - self._last_line >= _LINE_SECONDS)
 
     def rate(self) -> float | None:
@@ -72,12 +73,16 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def _show(self, fields: dict[str, Any], *, now: float, due: bool) -> None:
-        others = {name: value for name, value in fields.items() if name != self.unit}
-        position = float(fields[self.unit])
+    def _mark(self, now: float, position: float) -> None:
+        if self._marks and self._marks[-1][1] == position:
+            self._marks.clear()  # something else is going on, such as an evaluation: its time is none of the rate's
         self._marks.append((now, position))
         while now - self._marks[0][0] > _WINDOW_SECONDS and len(self._marks) > 2:
             self._marks.popleft()
+
+    def _show(self, fields: dict[str, Any], *, now: float, due: bool) -> None:
+        others = {name: value for name, value in fields.items() if name != self.unit}
+        position = float(fields[self.unit])
         text = self._describe(position, others)
         if self._stream.isatty():
             self._show_bar(position, text)

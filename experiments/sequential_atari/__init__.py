@@ -135,12 +135,12 @@ def _run(config: Config, opened: harness.Run) -> None:
             {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
         )
         done += 1
-        returns = player.evaluate(state, visit, visit.place, done)
+        returns = player.evaluate(state, visit, visit.place, done, recorder)
         scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns)
         if done == len(iterations) or iterations[done] is not visit:
             # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
             for place, task in enumerate(config.sequence.tasks):
-                of_task = returns if place == visit.place else player.evaluate(state, visit, place, done)
+                of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
                 recorder.evaluated("all", state, task, of_task)
         opened.save(done, (player.saved(state), scores))
         opened.check_interrupted()
@@ -187,13 +187,20 @@ class _Recorder:
     def __init__(self, config: Config, opened: harness.Run, visit: Visit, visits: int, rate: optax.Schedule) -> None:
         self._config, self._opened, self._visit, self._rate = config, opened, visit, rate
         self._shown = f"{visit.task.name} ({visit.number + 1}/{visits})"
-        self._returns = np.full(config.seeds, np.nan)
+        self._returns, self._frames = np.full(config.seeds, np.nan), visit.start
 
     def on_step(self, agent_steps: int) -> None:
         """After a stretch, or a step."""
         self._opened.check_interrupted()
         shown = {"return": f"{np.nanmean(self._returns):.1f}"} if np.any(np.isfinite(self._returns)) else {}
-        self._opened.progress.update(frames=FRAME_SKIP * agent_steps, task=self._shown, **shown)
+        self._frames = FRAME_SKIP * agent_steps
+        self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
+
+    def on_evaluation(self, agent_steps: int) -> None:
+        """After a step of an evaluation."""
+        self._opened.check_interrupted()
+        shown = {"evaluation_frames": FRAME_SKIP * agent_steps}
+        self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""

@@ -55,6 +55,10 @@ class Told(Protocol):
         """What is logged of a seed, by its place."""
         ...
 
+    def on_evaluation(self, agent_steps: int) -> None:
+        """After a step of an evaluation; may raise to stop."""
+        ...
+
 
 def make_switch(
     config: Config,
@@ -183,8 +187,11 @@ class InJax:
         )
         return State(loop, state.heads)
 
-    def evaluate(self, state: State, visit: Visit, place: int, iteration: int) -> list[list[float]]:
-        """The returns in the task at a place, of each seed, when an iteration of a visit is over."""
+    def evaluate(self, state: State, visit: Visit, place: int, iteration: int, told: Told) -> list[list[float]]:
+        """The returns in the task at a place, of each seed, when an iteration of a visit is over.
+
+        It is compiled as a whole, so nobody is told of its steps.
+        """
         params = state.loop.agent.params
         if state.heads and place != visit.place:
             params = self._spread(lambda _, own, place: with_head(own[0], own[1], place))(
@@ -269,7 +276,7 @@ class OnTheHost:
             )
         return State(loop, state.heads)
 
-    def evaluate(self, state: State, visit: Visit, place: int, iteration: int) -> list[list[float]]:
+    def evaluate(self, state: State, visit: Visit, place: int, iteration: int, told: Told) -> list[list[float]]:
         """The returns in the task at a place when an iteration of a visit is over, as those of the one seed."""
         params = state.loop.agent.params
         if state.heads and place != visit.place:
@@ -284,6 +291,7 @@ class OnTheHost:
                 seed=_number(self._config.seed, iteration, 1 + place),
                 episodes=0 if self._config.evaluation_frames else self._config.evaluation_episodes,
                 steps=self._config.evaluation_frames // FRAME_SKIP,
+                on_step=told.on_evaluation,
             )
         return [returns]
 

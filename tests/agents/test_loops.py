@@ -276,7 +276,7 @@ def test_a_hook_that_raises_stops_the_loop_there(hook, at):
     assert len(environments.actions) == {"on_step": 15, "on_loss": 28 // 2 + 2, "on_log": 24 // 2 + 2}[hook]
 
 
-def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripted, list[int]]:
+def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripted, list[tuple[int, int]]]:
     environments, steps = Scripted([[1], [10], [4]]), []
     environments.reward = lambda actions: np.array([environments.t + 1.0, 10.0, 100.0])
     agent = make_agent(q_network(4, ACTIONS), optax.sgd(0.1), target_period=1)
@@ -284,7 +284,7 @@ def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripte
     params = agent.init(jax.random.key(0)).params
     returns = evaluate(
         functions, params, environments, epsilon=epsilon, key=jax.random.key(1), seed=7, episodes=episodes,
-        on_step=lambda: steps.append(len(environments.actions)),
+        on_step=lambda agent_steps: steps.append((agent_steps, len(environments.actions))),
     )  # fmt: skip
     return returns, environments, steps
 
@@ -292,7 +292,8 @@ def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripte
 def test_evaluation_counts_every_environments_first_episodes_not_the_short_ones():
     returns, environments, steps = evaluated(episodes=6)
     assert returns == [1.0, 2.0, 100.0, 100.0, 400.0, 400.0]
-    assert steps == list(range(1, 21)), "until the longest two are over, and not a step more"
+    told = [(3 * step, step) for step in range(1, 21)]
+    assert steps == told, "until the longest two are over, and not a step more"
     assert environments.calls[0] == "reset" and environments.seeds == [7]
 
 

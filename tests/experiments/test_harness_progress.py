@@ -27,7 +27,7 @@ def test_lines_are_few_and_the_last_update_is_among_them(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "pong: 0/1,000 frames · loss 0.5"
     assert lines[1] == "pong: 300/1,000 frames · 10/s · 1:10 left · loss 0.5"
-    assert lines[-1] == "pong: 990/1,000 frames · 9.7/s · 0:01 left · loss 0.5"
+    assert lines[-1] == "pong: 990/1,000 frames · 10/s · 0:01 left · loss 0.5"
     assert len(lines) == 5
 
 
@@ -38,6 +38,21 @@ def test_what_an_earlier_process_did_is_not_speed(clock):
     clock[0] += 10
     progress.update(frames=901_000)
     assert progress.rate() == 100
+
+
+def test_an_evaluation_is_shown_and_counts_as_no_speed(clock, capsys):
+    progress = Progress("pong", total=1000)
+    for frames in (0, 100, 200):
+        progress.update(frames=frames)
+        clock[0] += 10
+    for evaluated in (40, 80, 120, 160):
+        clock[0] += 10
+        progress.update(frames=200, evaluation_frames=evaluated)
+    assert progress.rate() is None
+    clock[0] += 10
+    progress.update(frames=300)
+    assert progress.rate() == 10
+    assert "pong: 200/1,000 frames · evaluation frames 160\n" in capsys.readouterr().err
 
 
 def test_the_quantity_counted_has_the_runs_own_name(clock, capsys):
