@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from nap.activations import Activation, ActivationName, features_per_unit, make_activation
-from nap.layers import Conv, Linear, Norm, NormAxes, Output, check_choice, uniform_fan_in
+from nap.layers import Conv, Linear, Norm, NormAxes, Output, check_choice, identity, uniform_fan_in
 from nap.noisy import NoisyLinear, NoisyOutput
 
 Torso = Literal["nature", "impala", "minatar", "flat"]
@@ -197,7 +197,7 @@ class _Section(nnx.Module):
         activation = common["activation"]
         inner: dict[str, Any] = {**common, "norm_axes": norm_axes, "padding": "SAME"}
         # These write onto the residual stream: no nonlinearity, and scaling their affine parameters is not harmless.
-        writing: dict[str, Any] = {**inner, "activation": _identity, "before_output": True}
+        writing: dict[str, Any] = {**inner, "activation": identity, "before_output": True}
         features = features_per_unit(activation) * channels
         self.conv = Conv(inputs, channels, 3, **writing)
         self.enter = nnx.List([_Activation(activation, channels) for _ in range(2 + last)])
@@ -265,7 +265,3 @@ def _probabilities(key: jax.Array | None, batch: int, samples: int) -> Float[Arr
 
 def _small(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return 0.01 * uniform_fan_in(key, shape)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
