@@ -13,7 +13,7 @@ import functools
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -279,7 +279,7 @@ def _train_and_evaluate(
             state,
             environments,
             key=train_key,
-            seed=_environment_seed(config, iteration, "train"),
+            seed=environment_seed(config.seed, iteration, 0),
             steps=config.iteration_frames // FRAME_SKIP,
             hooks=_hooks(config, opened, iteration, multipliers),
         )
@@ -293,7 +293,7 @@ def _train_and_evaluate(
             environments,
             epsilon=config.evaluation_epsilon,
             key=jax.random.fold_in(evaluation_key, iteration),
-            seed=_environment_seed(config, iteration, "evaluation"),
+            seed=environment_seed(config.seed, iteration, 1),
             episodes=0 if config.evaluation_frames else config.evaluation_episodes,
             steps=config.evaluation_frames // FRAME_SKIP,
             on_step=functools.partial(_on_evaluation, opened, frames),
@@ -332,10 +332,9 @@ def _human_normalised(config: Config, score: float) -> float | None:
     return None if config.game in GAMES else human_normalised(config.game, score)
 
 
-def _environment_seed(config: Config, iteration: int, purpose: Literal["train", "evaluation"]) -> int:
-    """Every iteration plays episodes of its own, and evaluation others than training."""
-    stream = {"train": 0, "evaluation": 1}[purpose]
-    return int(np.random.SeedSequence([config.seed, iteration, stream]).generate_state(1)[0])
+def environment_seed(seed: int, iteration: int, stream: int) -> int:
+    """What the environments of an iteration are seeded with: stream 0 in training, the others in evaluations."""
+    return int(np.random.SeedSequence([seed, iteration, stream]).generate_state(1)[0])
 
 
 def _schedule(config: Config) -> Schedule:

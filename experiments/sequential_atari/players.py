@@ -122,11 +122,6 @@ def _make(config: Config, span: atari.Span, num_actions: int, observation: tuple
     return _Made(functions, network, make_switch(config, network, optimizer, lambda: functions.init(some).replay))
 
 
-def _number(seed: int, iteration: int, stream: int) -> int:
-    """What environments are seeded with: stream 0 in training, 1 + place in evaluation on the task at a place."""
-    return int(np.random.SeedSequence([seed, iteration, stream]).generate_state(1)[0])
-
-
 class InJax:
     """Plays games in JAX with all seeds of a run side by side.
 
@@ -205,8 +200,11 @@ class InJax:
         return np.asarray(found)[: self._config.seeds].tolist()
 
     def _environment_keys(self, iteration: int, stream: int) -> jax.Array:
+        """Stream 0 is training's, and 1 + place that of an evaluation on the task at a place."""
         seeds = range(self._config.seed, self._config.seed + self._seeds.padded)
-        return self._seeds.divided(jnp.stack([jax.random.key(_number(seed, iteration, stream)) for seed in seeds]))
+        return self._seeds.divided(
+            jnp.stack([jax.random.key(atari.environment_seed(seed, iteration, stream)) for seed in seeds])
+        )
 
     def _loop(self, task: Task) -> compiled.Loop:
         """The compiled functions of a task; those of training do not depend on the visit."""
@@ -270,7 +268,7 @@ class OnTheHost:
                 state.loop,
                 environments,
                 key=self._train_key,
-                seed=_number(self._config.seed, iteration, 0),
+                seed=atari.environment_seed(self._config.seed, iteration, 0),
                 steps=self._config.iteration_frames // FRAME_SKIP,
                 hooks=loops.Hooks(told.on_step, lambda updates, loss: None, lambda log: told.on_log(0, log)),
             )
@@ -288,7 +286,7 @@ class OnTheHost:
                 environments,
                 epsilon=self._config.evaluation_epsilon,
                 key=jax.random.fold_in(self._evaluation_key, iteration),
-                seed=_number(self._config.seed, iteration, 1 + place),
+                seed=atari.environment_seed(self._config.seed, iteration, 1 + place),
                 episodes=0 if self._config.evaluation_frames else self._config.evaluation_episodes,
                 steps=self._config.evaluation_frames // FRAME_SKIP,
                 on_step=told.on_evaluation,
