@@ -24,6 +24,7 @@ _PROBLEM = {
     "stream": ("data", "network", "channels", "hidden", "reset_head", "protocol"),
     "tasks": ("frames", "passes"),
 }
+_SCHEDULE = "optimizer.schedule"
 _ROWS_WITH_ALL_NAMES = 100
 
 
@@ -172,7 +173,10 @@ def _kind(run: LoadedRun) -> str:
 
 
 def _with_differences(runs: list[LoadedRun]) -> list[LoadedRun]:
-    """The runs with the settings, beside the seed, in which runs of one experiment, problem and method differ."""
+    """The runs with the settings, beside the seed, in which runs of one experiment, problem and method differ.
+
+    Many settings follow from the method. The schedule does not: a method at another one is another thing to compare.
+    """
     settings = [dict(flatten(run.config)) for run in runs]
     alike = ("game", *_PROBLEM, "method", "seed", "seeds")
     names = dict.fromkeys(name for setting in settings for name in setting if name not in alike)
@@ -181,7 +185,8 @@ def _with_differences(runs: list[LoadedRun]) -> list[LoadedRun]:
         values: dict[tuple[str, str, str], set[str]] = {}
         for run, setting in zip(runs, settings, strict=True):
             if not _is_of_problem(run, name):
-                values.setdefault((run.experiment, run.problem, run.method), set()).add(str(setting.get(name)))
+                method = "" if name == _SCHEDULE else run.method
+                values.setdefault((run.experiment, run.problem, method), set()).add(str(setting.get(name)))
         if any(len(of_method) > 1 for of_method in values.values()):
             telling.append(name)
     return [

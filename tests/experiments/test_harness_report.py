@@ -148,6 +148,12 @@ def test_settings_that_follow_the_method_make_no_variant(tmp_path):
     assert labels(load_runs([tmp_path])) == ["none", "nap"]
 
 
+def test_methods_at_different_schedules_are_told_apart_by_these_too(tmp_path):
+    for method, schedule in (("layernorm", "constant"), ("nap", "linear")):
+        make_run(tmp_path, Config(method=method, optimizer={"name": "adam", "schedule": schedule}), rows=4)
+    assert labels(load_runs([tmp_path])) == ["layernorm (schedule constant)", "nap (schedule linear)"]
+
+
 def test_several_games_have_a_section_each_and_one_colour_a_method(tmp_path):
     for game, method in itertools.product(["pong", "ms_pacman"], ["redo", "nap"]):
         make_run(tmp_path, Config(game=game, method=method), rows=4, layers=ONE_LAYER)
@@ -184,6 +190,12 @@ def test_the_mean_of_curves_and_the_shortening_of_one():
     assert x.size == 300
     np.testing.assert_allclose(y, 2 * x)
     np.testing.assert_allclose(x.mean(), long.mean(), rtol=1e-2)
+
+
+def test_a_base_keeps_its_look_with_its_only_settings_behind_it():
+    plain, looks = palette(["layernorm", "nap"]), palette(["layernorm (lr 0.1)", "layernorm (lr 1)", "nap (lr 0.1)"])
+    assert looks["nap (lr 0.1)"] == plain["nap"]
+    assert len({plain["layernorm"], looks["layernorm (lr 0.1)"], looks["layernorm (lr 1)"]}) == 3
 
 
 def test_thin_lines_are_seeds_and_the_thick_one_their_mean(runs_folder):

@@ -35,13 +35,19 @@ Palette = Mapping[str, Look]
 def palette(labels: Iterable[str]) -> Palette:
     """A look for each method of a report.
 
-    A base ("nap") has a colour of its own and a solid line. Of joined methods the colour tells what is joined ("redo"),
-    the line its base: solid with nap, dashed on the plain network.
+    A base ("nap") has a colour of its own and a solid line, also with settings behind it ("nap (schedule linear)") if
+    it has no others. Of joined methods the colour tells what is joined ("redo"), the line its base: solid with nap,
+    dashed on the plain network.
 
     Args:
         labels: the runs' labels, in the order of the legend; one may come many times.
     """
     parts = {label: split_method(label) for label in labels}
+    bare = [base for base, rest in parts.values() if rest[:1] in ("", "(")]
+    parts = {
+        label: (base, "" if rest[:1] == "(" and bare.count(base) == 1 else rest)
+        for label, (base, rest) in parts.items()
+    }
     rests = sorted({rest for _, rest in parts.values() if rest})
     looks = {}
     for label, (base, rest) in parts.items():
