@@ -68,7 +68,10 @@ class Progress:
     def close(self) -> None:
         """Shows the last update and leaves the bar as it is."""
         if self._unshown is not None:
-            self._show(self._unshown, now=time.monotonic(), due=True)
+            now, position = time.monotonic(), float(self._unshown[self.unit])
+            if not self._marks or self._marks[-1][1] != position:
+                self._mark(now, position)
+            self._show(self._unshown, now=now, due=True)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -31,6 +31,15 @@ def test_lines_are_few_and_the_last_update_is_among_them(clock, capsys):
     assert len(lines) == 5
 
 
+def test_a_run_too_short_for_a_second_line_has_a_rate_in_its_last_one(clock, capsys):
+    progress = Progress("pong", total=20)
+    progress.update(frames=10)
+    clock[0] += 0.1
+    progress.update(frames=20)
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[-1] == "pong: 20/20 frames · 100/s · 0:00 left"
+
+
 def test_what_an_earlier_process_did_is_not_speed(clock):
     progress = Progress("pong", total=1_000_000)
     progress.update(frames=900_000)
