@@ -24,7 +24,8 @@ def moved(params: PyTree, steps: PyTree, only: Iterable[str] | None = None) -> d
     """Where steps lead to: the floating-point parameters by path, all of them or those at some paths, made `wide`."""
     before, by_path = paths.leaves(params), paths.leaves(steps)
     chosen = [path for path, leaf in before.items() if paths.is_weight_array(leaf)] if only is None else only
-    return {path: wide(before[path]) + by_path[path].astype(wide(before[path]).dtype) for path in chosen}
+    start = {path: wide(before[path]) for path in chosen}
+    return {path: weight + by_path[path].astype(weight.dtype) for path, weight in start.items()}
 
 
 def landing(params: PyTree, steps: PyTree, new: Mapping[str, Float[Array, "..."]]) -> PyTree:

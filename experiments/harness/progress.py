@@ -46,7 +46,8 @@ class Progress:
         now = time.monotonic()
         if now - self._last_update >= _UPDATE_SECONDS:
             self._last_update = now
-            self._mark(now, float(fields[self.unit]))
+            if self._marks and self._marks[-1][1] == fields[self.unit]:
+                self._marks.clear()  # something else is going on, such as an evaluation: its time is none of the rate's
             self._show(fields, now=now, due=now - self._last_line >= _LINE_SECONDS)
 
     def rate(self) -> float | None:
@@ -68,24 +69,17 @@ class Progress:
     def close(self) -> None:
         """Shows the last update and leaves the bar as it is."""
         if self._unshown is not None:
-            now, position = time.monotonic(), float(self._unshown[self.unit])
-            if not self._marks or self._marks[-1][1] != position:
-                self._mark(now, position)
-            self._show(self._unshown, now=now, due=True)
+            self._show(self._unshown, now=time.monotonic(), due=True)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _mark(self, now: float, position: float) -> None:
-        if self._marks and self._marks[-1][1] == position:
-            self._marks.clear()  # something else is going on, such as an evaluation: its time is none of the rate's
-        self._marks.append((now, position))
-        while now - self._marks[0][0] > _WINDOW_SECONDS and len(self._marks) > 2:
-            self._marks.popleft()
-
     def _show(self, fields: dict[str, Any], *, now: float, due: bool) -> None:
         others = {name: value for name, value in fields.items() if name != self.unit}
         position = float(fields[self.unit])
+        self._marks.append((now, position))
+        while now - self._marks[0][0] > _WINDOW_SECONDS and len(self._marks) > 2:
+            self._marks.popleft()
         text = self._describe(position, others)
         if self._stream.isatty():
             self._show_bar(position, text)

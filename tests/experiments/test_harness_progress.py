@@ -27,7 +27,7 @@ def test_lines_are_few_and_the_last_update_is_among_them(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "pong: 0/1,000 frames · loss 0.5"
     assert lines[1] == "pong: 300/1,000 frames · 10/s · 1:10 left · loss 0.5"
-    assert lines[-1] == "pong: 990/1,000 frames · 10/s · 0:01 left · loss 0.5"
+    assert lines[-1] == "pong: 990/1,000 frames · 9.7/s · 0:01 left · loss 0.5"
     assert len(lines) == 5
 
 
