@@ -38,10 +38,14 @@ def run(options: Options) -> None:
             load(options.download, root=options.root, download=True)
         except ValueError as error:
             raise harness.UserError(f"--download {options.download}: {error}") from None
-    print(format_table(["data set", "examples", "each", ""], [*_images(options.root), *_texts()]))
+    entries = [*_images(options.root), *_texts()]
+    print(format_table(["data set", "examples", "each", ""], [row for row in entries if not isinstance(row, str)]))
+    if missing := [line for line in entries if isinstance(line, str)]:
+        print("\nNot here:", *missing, sep="\n  ")
 
 
-def _images(root: Path | None) -> Iterator[list[str]]:
+def _images(root: Path | None) -> Iterator[list[str] | str]:
+    """A row for each set that is here, a line for each that is not."""
     from envs.datasets import load
     from envs.loaders.image_files import find_images
 
@@ -49,7 +53,7 @@ def _images(root: Path | None) -> Iterator[list[str]]:
         try:
             found = load(name, root=root)
         except ValueError as wrong:  # missing, or damaged
-            yield _absent(name, wrong)
+            yield _why(name, wrong)
             continue
         shape = "×".join(map(str, found.images.shape[1:]))
         yield [name, f"{len(found.images):,} + {len(found.test_images):,}", shape, f"{found.classes} classes"]
@@ -57,26 +61,27 @@ def _images(root: Path | None) -> Iterator[list[str]]:
         train, held_out = find_images(root)
         yield ["imagenet", "not counted", "JPEG", f"{train[0]} and {held_out[0]}"]
     except ValueError as wrong:  # missing, or damaged
-        yield _absent("imagenet", wrong)
+        yield _why("imagenet", wrong)
 
 
-def _texts() -> Iterator[list[str]]:
+def _texts() -> Iterator[list[str] | str]:
     from envs.loaders import FORMS, load_questions, load_text
 
     corpus = load_text()
     letters = sum(map(len, corpus.documents + corpus.held_out))
     counts = f"{len(corpus.documents):,} + {len(corpus.held_out):,}"
     yield ["stdlib", counts, "file", f"{letters / 1e6:.1f} million letters: the sources of Python's library"]
-    here = importlib.util.find_spec("datasets") is not None
-    how = "the Hugging Face Hub streams it" if here else "it is streamed: `pip install datasets`, or the extra data"
-    yield ["c4", "not counted" if here else "–", "text" if here else "", how]
+    if importlib.util.find_spec("datasets") is not None:
+        yield ["c4", "not counted", "text", "the Hugging Face Hub streams it"]
+    else:
+        yield "c4: it is streamed: `pip install datasets`, or the extra data"
     for name in FORMS:
         try:
             questions = load_questions(name)
             yield [name, f"{len(questions):,}", "question", f"choices: {len(questions[0].choices)}"]
         except ValueError as wrong:  # missing, or damaged
-            yield _absent(name, wrong)
+            yield _why(name, wrong)
 
 
-def _absent(name: str, wrong: ValueError) -> list[str]:
-    return [name, "–", "", str(wrong).removeprefix(f"{name}: ")]
+def _why(name: str, wrong: ValueError) -> str:
+    return f"{name}: {str(wrong).removeprefix(f'{name}: ')}"

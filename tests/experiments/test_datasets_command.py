@@ -8,12 +8,12 @@ def test_it_shows_what_is_here_and_how_to_get_the_rest(capsys, monkeypatch, tmp_
     assert datasets.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("digits") and "1,500 + 297" in line and "8×8×1" in line for line in lines)
-    assert any(line.startswith("cifar10 ") and "curl" in line for line in lines)
+    assert any(line.startswith("  cifar10: ") and "curl" in line for line in lines)
     assert any(
-        line.startswith("imagenet ") and f"are in {tmp_path / 'imagenet'}: `hf download" in line for line in lines
+        line.startswith("  imagenet: ") and f"are in {tmp_path / 'imagenet'}: `hf download" in line for line in lines
     )
     assert any(line.startswith("stdlib ") and "million letters" in line for line in lines)
-    assert any(line.startswith("piqa ") and "its authors have it at" in line for line in lines)
+    assert any(line.startswith("  piqa: ") and "its authors have it at" in line for line in lines)
 
 
 def test_it_finds_images_and_questions_and_tells_of_damage(capsys, monkeypatch, tmp_path):
@@ -26,7 +26,7 @@ def test_it_finds_images_and_questions_and_tells_of_damage(capsys, monkeypatch, 
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("imagenet ") and f"{tmp_path / 'imagenet' / 'val'}" in line for line in lines)
     assert any(line.startswith("lambada ") and line.split()[1] == "1" for line in lines)
-    assert any(line.startswith("siqa ") and "line 1 has no text 'context'" in line for line in lines)
+    assert any(line.startswith("  siqa: ") and "line 1 has no text 'context'" in line for line in lines)
 
 
 def test_a_download_that_fails_is_told_in_a_line(capsys, monkeypatch, tmp_path):
