@@ -92,8 +92,23 @@ def run(config: Config, options: harness.RunOptions, mesh: Mesh | None = None) -
 
     Returns:
         The folder of each game's run.
+
+    Raises:
+        NonFinite: a game's loss is not finite; the other games have been run.
     """
-    return [_run_one(one, options, mesh) for one in by_game(config)]
+    folders, failed = [], []
+    games = by_game(config)
+    for one in games:
+        try:
+            folders.append(_run_one(one, options, mesh))
+        except harness.NonFinite as error:
+            if len(games) == 1:
+                raise
+            harness.print_error(error)
+            failed.append(one.game)
+    if failed:
+        raise harness.NonFinite(f"{', '.join(failed)}: ended early, as told above; the other games have been run")
+    return folders
 
 
 def folder_of(config: Config, out: Path) -> Path:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments.harness.errors import NonFinite, RunStopped, UserError, unknown
+from experiments.harness.errors import DiskFull, NonFinite, RunStopped, UserError, is_full_disk, unknown
+from experiments.harness.grid import axes
 from experiments.harness.identity import plain
 from experiments.harness.processes import in_first, join
 
@@ -110,11 +111,16 @@ def parse_command(
     """The configuration and the shared options that a command line means; see `run_command` for the arguments.
 
     Raises:
-        UserError: there is no such preset, an argument does not parse, or the seeds asked for do not exist.
+        UserError: there is no such preset, an argument does not parse or has two values, or the seeds asked for do not
+            exist.
         SystemExit: 0 after `--help`.
     """
     import tyro  # here, so that listing the experiments does not pay for it
 
+    for option, given in axes(argv).items():
+        if len(given) > 1:
+            both = " and ".join(" ".join(words) for words in given[:2])
+            raise UserError(f"{both}: a run has one {option}; python -m experiments sweep {name} ... runs all")
     presets = presets or {}
     preset = _preset_in(argv)
     if preset is not None and preset not in presets:
@@ -132,8 +138,8 @@ def parse_command(
     start = presets[preset] if preset is not None else presets.get("default", config_type())
     default = command_type(start, options_type(), None)
     command = parse_options(command_type, argv, name=name, description=description, default=default)
-    if command.options.seeds < 1:
-        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed")
+    if not 1 <= command.options.seeds <= SEEDS:
+        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed, and there are {SEEDS}")
     most = SEEDS - command.options.seeds
     if command.config.seed > most:
         raise UserError(f"--seed {command.config.seed}: beyond {SEEDS - 1} seeds repeat; the nearest is {most}")
@@ -186,6 +192,9 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         print_error(error)
         return error.exit_code
     except OSError as error:
+        if is_full_disk(error):
+            print_error(DiskFull(f"{error.filename or 'what was being written'}: {error.strerror}"))
+            return DiskFull.exit_code
         if error.filename is None:
             raise
         print_error(UserError(f"{error.filename}: {error.strerror}"))

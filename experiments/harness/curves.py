@@ -49,12 +49,17 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 def over_layers(
     run: LoadedRun, quantity: str, layers: Sequence[str], scale: Callable[[Curve], Curve] = as_it_is
 ) -> Curve:
-    """The geometric mean of `quantity/<layer>` over layers; those with a zero or without values are left out."""
-    curves = [scale(run.series(f"{quantity}/{layer}")) for layer in layers]
-    curves = [(x, y) for x, y in curves if y.size and (y > 0).all()]
+    """The geometric mean of `quantity/<layer>` over layers, from where all of them are above zero.
+
+    A warm-up begins with zeros, which are left out, like a layer without anything else. Where one layer falls to zero
+    later on, so does the mean.
+    """
+    curves = [_from_first_positive(scale(run.series(f"{quantity}/{layer}"))) for layer in layers]
+    curves = [(x, y) for x, y in curves if y.size]
     if not curves:
         return np.zeros(0), np.zeros(0)
-    x, logarithms = mean_curve([(x, np.log(y)) for x, y in curves])
+    with np.errstate(divide="ignore"):
+        x, logarithms = mean_curve([(x, np.log(y)) for x, y in curves])
     return x, np.exp(logarithms)
 
 
@@ -71,6 +76,13 @@ def telling_layers(runs: Sequence[LoadedRun]) -> list[str]:
     layers = all_layers(runs, "weight_norm")
     projected = [run for run in runs if "nap" in run.method.split("+")]
     return [layer for layer in layers if projected and all(_stands_still(run, layer) for run in projected)] or layers
+
+
+def _from_first_positive(curve: Curve) -> Curve:
+    x, y = curve
+    positive = np.flatnonzero(y > 0)
+    first = positive[0] if positive.size else y.size
+    return x[first:], y[first:]
 
 
 def _stands_still(run: LoadedRun, layer: str) -> bool:

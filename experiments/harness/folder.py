@@ -97,12 +97,14 @@ def prepare(
         extent: how long the run is, to be written down: `total` of `unit`.
 
     Returns:
-        A sentence on software that changed since the run began, or None.
+        A sentence on software, or this code's commit, that changed since the run began or last went on, or None. The
+        change is written down.
 
     Raises:
         UserError: the folder holds a run of another configuration, which is left as it is, `fresh` or not.
     """
-    path, versions = folder / CONFIG, software()
+    path = folder / CONFIG
+    now = {"versions": software(), "git_commit": git_commit()}
     recorded = _read_config(path, fresh)
     if recorded is not None:
         change = difference({name: recorded.get(name) for name in identity}, identity)
@@ -117,14 +119,23 @@ def prepare(
             **identity,
             "hash": digest,
             **extent,
-            "versions": versions,
-            "git_commit": git_commit(),
+            **now,
             "command": command_line(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "started": _time_of_day(),
         }
         write_atomically(path, json.dumps(about, indent=2) + "\n")
         return None
-    return difference(recorded.get("versions", {}), versions)
+    resumed = recorded.get("resumed", [])
+    last = resumed[-1] if resumed else recorded
+    changed = difference({name: last.get(name) for name in now}, now)
+    if changed and not (folder / DONE).exists():
+        resumed = [*resumed, {**now, "started": _time_of_day()}]
+        write_atomically(path, json.dumps({**recorded, "resumed": resumed}, indent=2) + "\n")
+    return changed
+
+
+def _time_of_day() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _lock(folder: Path) -> "FileLock":

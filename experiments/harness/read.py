@@ -100,19 +100,22 @@ def load_runs(paths: Iterable[Path]) -> list[LoadedRun]:
     Args:
         paths: run folders, or folders that hold some, at any depth.
 
+    A folder counts once, however it is named. Of copies of a run, that which got furthest counts; other programs'
+    folders are passed over.
+
     Raises:
         UserError: a path holds no run, or no run has a record yet, or a config.json or a record is damaged.
     """
     paths = list(paths)
     if not paths:
         raise UserError("no run folder is given: python -m experiments report runs/...")
-    folders: dict[Path, None] = {}
+    folders: dict[Path, Path] = {}
     for path in paths:
         found = sorted(_run_folders(path))
         if not found:
             raise UserError(f"there is no run in {path}: no folder with {CONFIG} and {METRICS}")
-        folders.update(dict.fromkeys(found))
-    runs = [run for folder in folders for run in _load(folder)]
+        folders = {folder.resolve(): folder for folder in found} | folders
+    runs = _without_copies(run for folder in folders.values() for run in _load(folder))
     if not runs:
         raise UserError(f"no run in {', '.join(map(str, paths))} has a record yet")
     return sorted(_with_differences(_with_problems(runs)), key=_place)
@@ -139,7 +142,19 @@ def option(name: str) -> str:
 
 def common_folder(runs: list[LoadedRun]) -> Path:
     """The folder that holds all the runs; a single run's own."""
-    return Path(os.path.commonpath([run.folder for run in runs]))
+    folders = [run.folder for run in runs]
+    mixed = len({folder.is_absolute() for folder in folders}) > 1
+    return Path(os.path.commonpath([folder.absolute() for folder in folders] if mixed else folders))
+
+
+def _without_copies(runs: Iterable[LoadedRun]) -> list[LoadedRun]:
+    """Of runs with the same configuration and seed the one that got furthest."""
+    kept: dict[tuple[str, str, int], LoadedRun] = {}
+    for run in runs:
+        key = run.experiment, json.dumps(run.config, sort_keys=True), run.seed
+        if key not in kept or kept[key].reached < run.reached:
+            kept[key] = run
+    return list(kept.values())
 
 
 def _with_problems(runs: list[LoadedRun]) -> list[LoadedRun]:
@@ -209,6 +224,8 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
     """A run for each seed of a folder; none where there is no record yet."""
     try:
         about = json.loads((folder / CONFIG).read_text())
+        if not _is_ours(about):
+            return
         data = (folder / METRICS).read_bytes()
         data = data[: data.rfind(b"\n") + 1]  # a last line without its end is being written, or was cut short
         records = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data else pl.DataFrame()
@@ -224,3 +241,8 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
             yield LoadedRun(folder, about, int(seed), of_seed, done)
     elif records.height:
         yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done)
+
+
+def _is_ours(about: Any) -> bool:
+    """Whether a config.json was written by `open_run`."""
+    return isinstance(about, dict) and "experiment" in about and isinstance(about.get("config"), dict)

@@ -63,7 +63,8 @@ def open_run(
         unit: what the progress bar counts, as `run.progress.update` will name it.
 
     Yields:
-        The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`.
+        The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`, which is called once
+        more at the end.
 
     Raises:
         UserError: the folder is in use by another process, or is of another configuration; or of several processes that
@@ -86,7 +87,7 @@ def open_run(
             in_first(lambda: None, same={**identity, "software": software()})  # before anything is done to the folder
         changed, done = in_first(prepare)
         if changed:
-            progress.say(f"{folder} was begun with other software, so the last bits may differ: {changed}")
+            progress.say(f"{folder} was begun with other software or code, so the last bits may differ: {changed}")
         stack.callback(progress.close)
         interrupt = stack.enter_context(InterruptFlag())
         run = Run(folder, done, Checkpoints(folder / files.CHECKPOINTS, identity), progress, interrupt)
@@ -94,6 +95,7 @@ def open_run(
         if run.done:
             progress.say(f"{folder} is finished; --fresh would run it again")
         yield run
+        run.check_interrupted()  # a signal that came after the last call: what follows this run must not start
 
 
 def run_folder(experiment: str, config: Any, *, out: Path, label: str) -> Path:
@@ -116,6 +118,7 @@ class Run:
         self.folder, self.done, self.progress = folder, done, progress
         self._checkpoints, self._interrupt = checkpoints, interrupt
         self._asked = Asked()
+        self._finished = done
         self._stop = 0  # the number of the signal that all processes know of
         self._restored = False
         self._saved = 0  # the iteration of the last good checkpoint; 0 when there is none
@@ -260,6 +263,7 @@ class Run:
             self._checkpoints.keep_only({self._saved})
 
         self._write(write, plain_values)
+        self._finished = True
 
     def close(self) -> None:
         """Closes the files; `open_run` does it."""
@@ -303,6 +307,8 @@ class Run:
         return None
 
     def _what_is_saved(self) -> str:
+        if self._finished:
+            return f"{self.folder} is finished"
         if not self._saved:
             return "no checkpoint was saved yet"
         path = self.folder / files.CHECKPOINTS / str(self._saved)

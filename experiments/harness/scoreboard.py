@@ -36,7 +36,8 @@ def _row(cell: Cell, metric: Metric, star: bool) -> list[str]:
     first, last = ends or (None, None)
     rate = f"{'* ' if star else ''}{cell.lr:g}"
     values = [_number(interval.value if interval else None, metric), _interval(interval, metric)]
-    return [cell.label, rate, *values, _number(first, metric), _number(last, metric), str(len(cell.runs))]
+    seeds = f"{len(cell.runs)}, {len(cell.diverged)} diverged" if cell.diverged else str(len(cell.runs))
+    return [cell.label, rate, *values, _number(first, metric), _number(last, metric), seeds]
 
 
 def _interval(interval: Interval | None, metric: Metric) -> str:

@@ -19,12 +19,16 @@
     n-step = 3
 
 The names are those of the experiment's command line, and so are the values: a text or a number, a list where an option
-takes several, true where a flag is set. A run is named by its options, not by the study, so that two studies share it.
+takes several, true where a flag is set. `double = false` is `--no-double`, where there is such a flag. A run is named
+by its options, not by the study, so that two studies share it.
 """
 
+import contextlib
 import importlib
+import io
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +78,10 @@ def read_study(path: Path) -> Study:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: [grid] {name} = {values!r}: it must be a list; a single value goes to [fixed]")
-    options = [(name, [_words(path, name, value)]) for name, value in fixed.items()]
-    options += [(name, [_words(path, name, value) for value in values]) for name, values in grid.items()]
-    of_cells = [[(name, [_words(path, name, value)]) for name, value in cell.items()] for cell in cells]
+    plan_of = _plan_of(experiment)
+    options = [(name, [_words(path, name, value, plan_of)]) for name, value in fixed.items()]
+    options += [(name, [_words(path, name, value, plan_of) for value in values]) for name, values in grid.items()]
+    of_cells = [[(name, [_words(path, name, value, plan_of)]) for name, value in cell.items()] for cell in cells]
     for cell in of_cells:
         _named(path, [*options, *cell])  # nothing twice
     return Study(experiment, _named(path, options), [_named(path, cell) for cell in of_cells])
@@ -96,21 +101,18 @@ def plan(target: str, argv: Sequence[str]) -> list[Job]:
         UserError: the study or one of its commands makes no sense.
     """
     study = read_study(Path(target)) if target.endswith(".toml") else Study(target, {}, [{}])
-    experiments = {name: entry for name, entry in catalogue().items() if entry.plans}
-    if study.experiment not in experiments:
-        raise unknown("an experiment that a sweep can run", study.experiment, experiments)
+    plan_of = _plan_of(study.experiment)
     options = {**study.options, **axes(argv)}
     if "--fresh" in options or any("--fresh" in cell for cell in study.cells):
         raise UserError("--fresh: not for a sweep, whose runs go on where they were left; delete their folders instead")
     for name in axes(argv).keys() & {name for cell in study.cells for name in cell}:
         raise UserError(f"{name}: the study's cells set it")
     commands = [command for cell in study.cells for command in product({**options, **cell})]
-    module = importlib.import_module(experiments[study.experiment].module)
     jobs: list[Job] = []
     taken: set[Path] = set()
     for command in commands:
         try:
-            planned: list[Job] = module.plan(command)
+            planned = plan_of(command)
         except UserError as error:
             where = f" (in {study.experiment} {' '.join(command)})" if len(commands) > 1 else ""
             raise UserError(f"{error}{where}") from None
@@ -120,6 +122,14 @@ def plan(target: str, argv: Sequence[str]) -> list[Job]:
             if folders:
                 jobs.append(Job(job.argv, folders, Path.cwd()))
     return jobs
+
+
+def _plan_of(experiment: str) -> Callable[[list[str]], list[Job]]:
+    experiments = {name: entry for name, entry in catalogue().items() if entry.plans}
+    if experiment not in experiments:
+        raise unknown("an experiment that a sweep can run", experiment, experiments)
+    plan_of: Callable[[list[str]], list[Job]] = importlib.import_module(experiments[experiment].module).plan
+    return plan_of
 
 
 def _table(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -140,12 +150,33 @@ def _named(path: Path, options: Sequence[tuple[str, list[Words]]]) -> dict[str, 
     return named
 
 
-def _words(path: Path, name: str, value: Any) -> Words:
+def _words(path: Path, name: str, value: Any, plan_of: Callable[[list[str]], list[Job]]) -> Words:
     """An option and its value as they would be typed; nothing for a flag that is not set."""
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
-        return (option,) if value else ()
+        return _flag(path, name, value, _options_of(plan_of))
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, (str, int, float)) for one in values):
         raise UserError(f"{path}: {name} = {value!r}: it must be a text, a number, true, false, or a list of these")
     return (option, *map(str, values))
+
+
+def _flag(path: Path, name: str, value: bool, options: Mapping[str, bool]) -> Words:
+    """What true or false is as typed; `options`: whether each takes a value."""
+    option, negated = (f"{prefix}{name.replace('_', '-')}" for prefix in ("--", "--no-"))
+    if option in options:
+        if options[option]:
+            return (option, str(value))
+        return (option,) if value else ()
+    if negated in options:
+        return () if value else (negated,)
+    raise UserError(f"{path}: {name} = {str(value).lower()}: {unknown('an option', option, options)}")
+
+
+def _options_of(plan_of: Callable[[list[str]], list[Job]]) -> dict[str, bool]:
+    """The options that an experiment's help shows, and whether each takes a value."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        plan_of(["--help"])
+    found = re.findall(r"^\W*(?:-h, )?(--[\w-]+)( \S)?", shown.getvalue(), flags=re.MULTILINE)
+    return {option: bool(takes) for option, takes in found}

@@ -96,6 +96,10 @@ def test_what_two_commands_share_belongs_to_the_first(tmp_path):
         ('experiment = "atari"\n[grid]\nlr = [1e-3, "fast"]', r"--lr: .*'fast'.* \(in atari --lr fast\)"),
         ('experiment = "atari"\n[fixed]\ngmae = "pong"', "Unrecognized options: --gmae"),
         ('experiment = "atari"\n[grid]\ngame = ["pong", "pnog"]', r"--game: .*pnog.* \(in atari --game pnog\)"),
+        (
+            'experiment = "atari"\n[fixed]\nno-dubble = false',
+            "no-dubble = false: '--no-dubble' is not an option; did you",
+        ),
         ('experiment = "plasticity"\n[fixed]\ndata = "digts"', "digts"),
     ],
 )
@@ -116,6 +120,16 @@ def test_a_flag_is_set_by_true(tmp_path):
         ("atari", "--agent", "rainbow", "--no-noisy", "--game", "catch"),
         ("atari", "--agent", "rainbow", "--game", "catch", "--seed"),
     ]
+
+
+def test_true_and_false_mean_what_they_say(tmp_path):
+    text = 'experiment = "atari"\n[fixed]\nagent = "rainbow"\ngame = "catch"\n[grid]\ndouble = [true, false]'
+    assert [" ".join(job.argv) for job in plan(written(tmp_path, text), [])] == [
+        "atari --agent rainbow --game catch --seed 0",
+        "atari --agent rainbow --no-double --game catch --seed 0",
+    ]
+    text = 'experiment = "plasticity"\n[fixed]\ntasks = 2\nreset-head = true'
+    assert arguments(plan(written(tmp_path, text), [])) == ["plasticity --tasks 2 --reset-head True"]
 
 
 def test_options_are_set_anew():

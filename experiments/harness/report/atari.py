@@ -101,7 +101,7 @@ def sections(runs: Sequence[LoadedRun]) -> list[str]:
     runs = scores.with_agents(runs)
     looks = palette(scores.labels(runs))
     games = overall.by_game(runs)
-    parts = [f"<p>{_about(runs)}</p>", commands(runs)]
+    parts = [f"<p>{_about(runs)}</p>", confounded(runs), commands(runs)]
     if len(games) == 1:
         return [*parts, tables.every_run(runs), _ALONE, *_one_game(runs, looks), settings(runs)]
     parts += [*_over_games(runs, looks), *_game_by_game(runs, looks)]

@@ -70,6 +70,15 @@ class Scores:
             for game, of_game in self.curves.items()
         }
 
+    def shortest(self, game: str) -> list[str]:
+        """The runs that have come no further on a game than all have: "nap, seed 2"."""
+        return [
+            f"{label}, seed {seed}"
+            for label, seeds in self.curves[game].items()
+            for seed, (x, _) in seeds.items()
+            if x[-1] == self.frames[game]
+        ]
+
     def raw(self, game: str, label: str) -> BySeed:
         """The game's own score of each seed; empty where there is none."""
         end = self.frames.get(game, 0.0)

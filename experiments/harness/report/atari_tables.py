@@ -9,9 +9,10 @@ from experiments.harness.read import LoadedRun
 from experiments.harness.report.atari_figures import axis_words
 from experiments.harness.report.atari_overall import by_game
 from experiments.harness.report.atari_scores import PHASES, STATISTICS, Estimate, Scores, baselines, grouped, labels
-from experiments.harness.report.page import folded, minus, row, short, spoken, table, text
+from experiments.harness.report.page import folded, listed, minus, row, short, spoken, table, text
 
 _FEW_RUNS = 20  # more are folded away
+_FEW_NAMES = 3
 
 
 def aggregates(of_phases: Sequence[Scores]) -> list[str]:
@@ -75,7 +76,7 @@ def games_note(scores: Scores) -> str:
     listing = text(", ".join(spoken(game) for game in scores.games))
     return (
         f"<p class='note'><small>Over {len(scores.games)} games{_name_of_set(scores.games)}: {listing}."
-        f"{_left_out(scores)}</small></p>"
+        f"{_held_back(scores)}{_left_out(scores)}</small></p>"
     )
 
 
@@ -139,6 +140,22 @@ def every_run(runs: Sequence[LoadedRun]) -> str:
     if len(runs) > _FEW_RUNS:
         return folded(f"All {len(runs)} runs", content)
     return f"<h3>Summary</h3>{content}"
+
+
+def _held_back(scores: Scores) -> str:
+    """A sentence on the games whose scores are taken earlier than others', as HTML; "" where there are none."""
+    most = max(scores.frames[game] for game in scores.games)
+    behind = [
+        f"{spoken(game)} at {scores.frames[game]:,.0f} ({listed(scores.shortest(game)[:_FEW_NAMES])})"
+        for game in scores.games
+        if scores.frames[game] < most
+    ]
+    if not behind:
+        return ""
+    return (
+        f" <b>At different lengths:</b> a game's scores are taken where the shortest of its runs has come to: "
+        f"{text('; '.join(behind))}; the others at {most:,.0f}."
+    )
 
 
 def _left_out(scores: Scores) -> str:

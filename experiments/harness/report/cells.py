@@ -132,8 +132,8 @@ def metric_of(cells: Iterable[Cell]) -> Metric:
 def choose(cells: Sequence[Cell]) -> list[Cell]:
     """One cell for each stream and method: the learning rate with the best average over scored tasks and seeds.
 
-    Cells that are behind others of their method, or lost a seed to divergence that the score does not show, are chosen
-    only where there is no other.
+    Cells that are behind others of their method, lost a seed to divergence that the score does not show, or have fewer
+    seeds, are chosen only where there is no other.
     """
     chosen = []
     for problem in dict.fromkeys(cell.problem for cell in cells):
@@ -169,10 +169,11 @@ def difference(cell: Cell, baseline: Cell, name: str) -> Interval | None:
     return paired_difference(*scores) if scores[0] else None
 
 
-def _merit(cell: Cell, metric: Metric) -> tuple[int, int, float]:
+def _merit(cell: Cell, metric: Metric) -> tuple[int, int, int, float]:
     averages = cell.averages(metric.online)
     mean = float(np.mean(list(averages.values()))) if averages else -np.inf
-    return cell.tasks, len(averages) - len(cell.runs), mean if metric.higher_is_better or not averages else -mean
+    lost = len(cell.runs) - len(averages)
+    return cell.tasks, -lost, len(averages), mean if metric.higher_is_better or not averages else -mean
 
 
 def _tasks(records: pl.DataFrame, whole: float) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from experiments.harness.checkpoint import write_atomically
 from experiments.harness.errors import UserError
 from experiments.harness.identity import folder_name
 from experiments.harness.read import LoadedRun, common_folder, load_runs
@@ -41,7 +42,7 @@ def write_report(paths: Iterable[Path], output: Path | None = None) -> Path:
     for title, (kind, of_kind) in zip(titles, parts, strict=True):
         content += [f"<h1>{page.text(title)}</h1>", *kind.sections(of_kind)]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page.page("; ".join(titles), content), encoding="utf-8")
+    write_atomically(output, page.page("; ".join(titles), content))
     return output
 
 

@@ -3,11 +3,11 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.harness.identity import flatten
-from experiments.harness.read import LoadedRun
+from experiments.harness.read import LoadedRun, method_order, option
 from experiments.harness.report.looks import Palette
 from experiments.harness.report.panels import Plot, draw
 from experiments.harness.statistics import Interval
@@ -25,6 +25,7 @@ td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; } smal
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
 """
 _FEW_COMMANDS = 8
+_FEW_SETTINGS = 6  # more that differ are folded away, too
 
 Head = Sequence[tuple[str, bool]]  # the columns' names, and whether they hold numbers
 
@@ -87,23 +88,57 @@ def folded(summary: str, content: str) -> str:
 
 def settings(runs: Sequence[LoadedRun]) -> str:
     """Every field of the configurations: one value where all runs agree, all values where they do not."""
-    values: dict[str, dict[str, None]] = {}
-    for config in {run.folder: run.config for run in runs}.values():
-        for name, value in flatten(config):
-            values.setdefault(name, {})[str(value)] = None
     rows = "".join(
-        f"<tr><td>{text(name)}</td><td class='long'>{text(', '.join(of))}</td></tr>" for name, of in values.items()
+        f"<tr><td>{text(name)}</td><td class='long'>{text(', '.join(of))}</td></tr>"
+        for name, of in _values(runs).items()
     )
     return folded("All settings of these runs", f"<div class='scroll'><table>{rows}</table></div>")
 
 
+def confounded(runs: Sequence[LoadedRun]) -> str:
+    """A warning of the settings in which methods differ on the same problem without a label that says so; or ""."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for problem in dict.fromkeys((run.experiment, run.problem) for run in runs):
+        of_problem = [run for run in runs if (run.experiment, run.problem) == problem]
+        methods = {run.method for run in of_problem}
+        told = {"method", "seed", "seeds"} | {name for run in of_problem for name, _ in run.differences}
+        for name, values in _values(of_problem).items():
+            if name not in told and any(of != methods for of in values.values()):
+                found[option(name)] = {value: sorted(of, key=method_order) for value, of in values.items()}
+    return differences(found)
+
+
+def differences(found: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """The settings in which methods differ, {setting: {value: methods}}, as a sentence; folded where there are many."""
+    if not found:
+        return ""
+    each = [
+        f"<b>{text(name)}</b> {text(', '.join(f'{value} for {listed(of)}' for value, of in values.items()))}"
+        for name, values in found.items()
+    ]
+    told = f"<p>Beside the method, they differ in: {'; '.join(each)}.</p>"
+    return folded(f"{len(found)} settings in which the methods differ", told) if len(found) > _FEW_SETTINGS else told
+
+
+def _values(runs: Sequence[LoadedRun]) -> dict[str, dict[str, set[str]]]:
+    """By setting and value the methods that have it."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for run in {run.folder: run for run in runs}.values():
+        for name, value in flatten(run.config):
+            values.setdefault(name, {}).setdefault(str(value), set()).add(run.method)
+    return values
+
+
 def software(runs: Sequence[LoadedRun]) -> str:
     """The versions that the runs were made with, as plain text."""
+    used = [of for run in runs for of in (run.about, *run.about.get("resumed", ()))]
     versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in run.about.get("versions", {}).items()) for run in runs
+        ", ".join(f"{name} {version}" for name, version in of.get("versions", {}).items()) for of in used
     )
-    commits = dict.fromkeys(str(run.about.get("git_commit") or "no git commit") for run in runs)
-    return f"Software: {'; or '.join(versions)}; code: {', '.join(commits)}."
+    commits = dict.fromkeys(str(of.get("git_commit") or "no git commit") for of in used)
+    resumed = sum("resumed" in run.about for run in {run.folder: run for run in runs}.values())
+    changed = f" {resumed} run{'s' * (resumed > 1)} went on with other software or code." if resumed else ""
+    return f"Software: {'; or '.join(versions)}; code: {', '.join(commits)}.{changed}"
 
 
 def unfinished(runs: Sequence[LoadedRun]) -> str:

@@ -133,7 +133,7 @@ def _about(runs: Sequence[LoadedRun], cells: Sequence[Cell]) -> str:
     return (
         f"<p>{folders} run{'s' * (folders > 1)} of the experiment <b>{text(runs[0].experiment)}</b>; methods: "
         f"<b>{text(listed(labels(runs)))}</b>; seed{'s' * (len(seeds) > 1)} {text(told)}.{unfinished(runs)}</p>"
-        f"<ul>{streams}</ul><p>{text(software(runs))}</p>"
+        f"<ul>{streams}</ul>{confounded(runs)}<p>{text(software(runs))}</p>"
     )
 
 

@@ -117,7 +117,7 @@ def _study(scores: Scores, looks: Palette) -> list[str]:
     brackets = _BRACKETS if several else ""
     parts = [
         _sequence(scores.study),
-        _differences(scores.study),
+        differences(differing(scores.study)),
         _missing(scores),
         "<h3>Scores, averaged over tasks</h3>",
         tables.averages(scores),
@@ -184,19 +184,6 @@ def _switch(study: Study) -> str:
         if values:
             words.append(f"{what}: {' or '.join(meanings.get(value, value) for value in values)}")
     return "; ".join(words) or "nothing is recorded of it"
-
-
-def _differences(study: Study) -> str:
-    """The settings in which the methods differ."""
-    found = differing(study)
-    if not found:
-        return ""
-    told = [
-        f"<b>{text(name)}</b> {text(', '.join(f'{value} for {listed(of)}' for value, of in values.items()))}"
-        for name, values in found.items()
-    ]
-    told = f"<p>Beside the method, they differ in: {'; '.join(told)}.</p>"
-    return folded(f"{len(found)} settings in which the methods differ", told) if len(found) > _FEW_SETTINGS else told
 
 
 def _missing(scores: Scores) -> str:

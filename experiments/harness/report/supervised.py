@@ -102,11 +102,13 @@ def make_arms(runs: Sequence[LoadedRun]) -> list[Arm]:
 
 
 def choose(arms: Sequence[Arm]) -> list[Arm]:
-    """For each problem and method the learning rate with the least held-out loss."""
+    """For each problem and method the learning rate with the least held-out loss, of those with the most seeds."""
     by_label: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms:
         by_label.setdefault((arm.problem, arm.label), []).append(arm)
-    return [min(rivals, key=lambda arm: arm.loss) for rivals in by_label.values()]
+    return [
+        min(rivals, key=lambda arm: (math.isinf(arm.loss), -len(arm.runs), arm.loss)) for rivals in by_label.values()
+    ]
 
 
 def tolerated(arms: Sequence[Arm]) -> tuple[float, float] | None:
@@ -145,7 +147,8 @@ def sections(runs: Sequence[LoadedRun]) -> list[str]:
     """The HTML below the title: what was run, tables, and figures over updates."""
     arms, looks = make_arms(runs), palette(labels(runs))
     folders = len({run.folder for run in runs})
-    parts = [f"<p>{folders} run{'s' * (folders > 1)}.{unfinished(runs)}</p><p>{text(software(runs))}</p>"]
+    parts = [f"<p>{folders} run{'s' * (folders > 1)}.{unfinished(runs)}</p>"]
+    parts += [confounded(runs), f"<p>{text(software(runs))}</p>"]
     parts.append(commands(runs))
     for problem, of_problem in by_problem(arms).items():
         parts += [f"<h2>{text(problem)}</h2>", _results(choose(of_problem)), _rates_table(of_problem)]
@@ -272,7 +275,7 @@ def _weight_panels(arms: Sequence[Arm]) -> list[Panel]:
         return shortened(over_layers(run, "weight_norm", layers, relative))
 
     def rates(run: LoadedRun) -> Curve:
-        return shortened(over_layers(run, "elr", layers, _positive))
+        return shortened(over_layers(run, "elr", layers))
 
     problem = arms[0].problem
     return [
@@ -309,12 +312,6 @@ def _lines(arms: Sequence[Arm], curve: Callable[[LoadedRun], Curve]) -> list[Lin
         else:
             lines.append(Line(arm.label, "mean", x, *pointwise_intervals(values)))
     return lines
-
-
-def _positive(curve: Curve) -> Curve:
-    """The curve without its zeros: a warm-up begins with one, which has no place on a logarithmic axis."""
-    x, y = curve
-    return x[y > 0], y[y > 0]
 
 
 def _matrix(curves: Sequence[Curve]) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points"]]:
