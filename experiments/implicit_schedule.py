@@ -27,7 +27,7 @@ from experiments.harness.curves import all_layers
 from experiments.harness.grid import with_options
 from experiments.harness.methods import OptimizerConfig
 from experiments.harness.read import LoadedRun, load_runs
-from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
+from experiments.harness.statistics import Interval, caution, paired_difference, stratified_bootstrap
 from nap.tables import format_table
 
 NAME = "implicit-schedule"
@@ -109,7 +109,7 @@ def tables(runs: Sequence[LoadedRun]) -> str:
         [
             "Evaluation return: the last, and the average of all evaluations, which tells how fast it rises. Means\n"
             "over seeds, 95 % bootstrap intervals; better, worse: the interval of the difference leaves 0 out.\n"
-            + _returns(arms),
+            + "\n".join(filter(None, [_returns(arms), caution(max(map(len, arms.values())))])),
             "Weight norm at the last record / at the first; mean over seeds.\n"
             + _by_layer(arms, "weight_norm", _growth),
             "Effective learning rate, ||update|| / ||weights||: mean of the first tenth of the records → of the last.\n"

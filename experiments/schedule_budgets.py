@@ -230,7 +230,7 @@ def tables(configs: Sequence[Config], scores: Sequence[np.ndarray]) -> str:
     columns = [*header, "average", "95 % interval"]
     words = "Mean rank over the optimizers, 1 is best.\n"
     parts.append(words + format_table(columns, rows, right=range(1, len(columns))))
-    parts.append(claims_table(_claims(budgets, errors, averages)))
+    parts.append(claims_table(_claims(budgets, errors, averages), configs[0].seeds))
     return "\n\n".join(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.harness.statistics import Interval
+from experiments.harness.statistics import Interval, caution
 from nap.tables import format_table
 
 
@@ -23,9 +23,10 @@ class Claim(NamedTuple):
     holds: str
 
 
-def claims_table(claims: Sequence[Claim]) -> str:
-    """The claims under their heading, a line each."""
-    return f"What must appear, and what did.\n{format_table(['must appear', 'came out', 'does it'], claims)}"
+def claims_table(claims: Sequence[Claim], seeds: int) -> str:
+    """The claims under their heading, a line each, and how far to trust intervals over so many seeds."""
+    parts = ["What must appear, and what did.", format_table(["must appear", "came out", "does it"], claims)]
+    return "\n".join(filter(None, [*parts, caution(seeds)]))
 
 
 def above(must: str, interval: Interval, bound: float = 0.0) -> Claim:

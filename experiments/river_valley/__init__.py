@@ -263,7 +263,7 @@ def tables(config: Config, trace: Trace) -> str:
     header = ["schedule", "best peak", *(f"after {budget:,}" for budget in config.budgets), "updates in all"]
     words = f"Test loss for each budget, means over {config.seeds} seeds.\n"
     parts.append(words + format_table(header, rows, right=range(1, len(header))))
-    parts.append(claims_table(_claims(config, trace)))
+    parts.append(claims_table(_claims(config, trace), config.seeds))
     return "\n\n".join(parts)
 
 

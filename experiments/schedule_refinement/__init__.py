@@ -280,7 +280,7 @@ def tables(configs: Sequence[Config], traces: Mapping[Method, Trace]) -> str:
             + _shape_table(by_method, traces),
             "Trained again, each schedule at its best peak; means over seeds. - linear: of the test loss, paired by\n"
             "seed, with a 95 % bootstrap interval.\n" + _trained_table(by_method, traces),
-            claims_table(_claims(by_method, traces)),
+            claims_table(_claims(by_method, traces), configs[0].seeds),
         ]
     )
 

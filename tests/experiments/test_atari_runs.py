@@ -14,6 +14,7 @@ import pytest
 from atari_command import bits, command_line, final_state, finish, folder_of, records, start
 
 from experiments import atari
+from experiments.harness import NonFinite
 from experiments.harness.catalogue import dispatch
 
 HIDDEN = [f"weight_norm/{layer}" for layer in ("torso/0", "torso/1", "torso/2", "hidden")]
@@ -149,6 +150,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     ]
     assert not (folder / "DONE").exists() and not (folder / "summary.json").exists()
     assert [row["updates"] for row in records(folder)] == [1]
+
+
+def test_a_game_that_diverges_ends_alone(tmp_path, capsys, monkeypatch):
+    ran = []
+
+    def one(config, options, mesh):
+        ran.append((config.game, config.seed))
+        if config.game == "pong":
+            raise NonFinite(f"the loss is nan in {config.game}")
+
+    monkeypatch.setattr(atari, "_run_one", one)
+    assert atari.main(["--games", "breakout,pong,seaquest", "--seeds", "2", "--out", str(tmp_path)]) == 1
+    assert ran == [(game, seed) for seed in (0, 1) for game in ("breakout", "pong", "seaquest")]
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        "error: the loss is nan in pong",
+        "error: pong: ended early, as told above; the other games have been run",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,9 @@ def test_methods_are_compared_where_all_runs_of_a_game_have_come_to(tmp_path):
     scores = scores_of(load_runs([tmp_path]), "eval")
     assert scores.frames == {"breakout": 4000, "pong": 2000}
     assert scores.raw("pong", "nap") == {0: -10} and scores.raw("breakout", "nap") == {0: 4}
+    words = Page(write_report([tmp_path]).read_text()).words
+    assert "At different lengths: a game's scores are taken where the shortest of its runs has come to" in words
+    assert "Pong at 2,000 (none, seed 0); the others at 4,000." in words
     frames, found = scores.aggregate_curve("nap", "mean")
     np.testing.assert_allclose(frames, [1000, 2000])
     expected = (human_normalised("pong", -10.0) + human_normalised("breakout", 2.0)) / 2

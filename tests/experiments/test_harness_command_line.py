@@ -60,7 +60,12 @@ def test_seeds_count_up_from_seed():
     [
         (["--preset", "lnog"], "error: --preset: 'lnog' is not a preset; did you mean 'long'?"),
         (["--preset", "zzz"], "error: --preset: 'zzz' is not a preset; there are: long"),
-        (["--seeds", "0"], "error: --seeds 0: at least 1 seed is needed"),
+        (["--seeds", "0"], "error: --seeds 0: at least 1 seed is needed, and there are 4294967296"),
+        (["--seeds", "9" * 11], f"error: --seeds {'9' * 11}: at least 1 seed is needed, and there are 4294967296"),
+        (
+            ["--rows", "3", "--seed", "1", "--rows=4"],
+            "error: --rows 3 and --rows=4: a run has one --rows; python -m experiments sweep counter ... runs all",
+        ),
         (
             ["--seed", "4294967295", "--seeds", "2"],
             "error: --seed 4294967295: beyond 4294967295 seeds repeat; the nearest is 4294967294",

@@ -13,6 +13,7 @@ from experiments.harness.report import plasticity, plasticity_figures, write_rep
 from experiments.harness.report.cells import ACCURACY, LOSS, average, choose, difference, make_cells, metric_of
 from experiments.harness.report.looks import palette
 from experiments.harness.report.panels import draw, numbers
+from experiments.harness.scoreboard import scoreboard
 
 
 class Tables(html.parser.HTMLParser):
@@ -131,7 +132,7 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     assert found.column(0, "loss at a task's end, first → last")["nap"] == "0.500 → 0.500"
     assert found.column(0, "seeds") == {"none": "2", "nap": "2"}
     assert "state" not in found.tables[0][0] and "All learning rates" not in found.words
-    assert "fewer than 5 seeds are too narrow" in found.words
+    assert "seeds are too narrow" in found.words
 
 
 def test_the_best_learning_rate_is_chosen_and_all_are_told(tmp_path):
@@ -149,6 +150,12 @@ def test_the_best_learning_rate_is_chosen_and_all_are_told(tmp_path):
     assert "the best average online score" in found.words
 
 
+def test_one_lucky_seed_does_not_choose_the_learning_rate(tmp_path):
+    write_plasticity_run(tmp_path, config_of(lr=1e-3), rows_of([[0.5] * 2] * 2))
+    write_plasticity_run(tmp_path, config_of(lr=1e-2), rows_of([[0.9] * 2]))
+    assert [cell.lr for cell in choose(make_cells(load_runs([tmp_path])))] == [1e-3]
+
+
 def test_regressions_are_scored_by_their_loss_and_a_seed_that_diverged_is_told(tmp_path):
     stream = "slowly-changing-regression"
     for lr, losses in ((1e-3, [[2.0, 4.0], [4.0, 4.0]]), (1e-2, [[1.0, 1.0], [1.0, None]])):
@@ -160,6 +167,8 @@ def test_regressions_are_scored_by_their_loss_and_a_seed_that_diverged_is_told(t
     assert metric_of(cells) is LOSS and metric_of(cells[:0]) is LOSS
     # The larger rate has the lower loss, but only for the seed that did not diverge.
     assert [(cell.label, cell.lr) for cell in choose(cells)] == [("none", 1e-3), ("nap", 1e-3)]
+    told = [line.split("  ")[-1].strip() for line in scoreboard([tmp_path]).splitlines()]
+    assert told[3:6] == ["2", "2, 1 diverged", "2"]
     found = tables(tmp_path)
     assert found.column(0, "average online loss") == {"none": "3.50 [3.00, 4.00]", "nap": "1.00"}
     assert found.column(0, "difference to none")["nap"] == "−2.50 [−3.00, −2.00]"

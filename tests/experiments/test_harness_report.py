@@ -2,11 +2,13 @@
 
 import base64
 import csv
+import errno
 import html.parser
 import itertools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +192,56 @@ def test_the_mean_of_curves_and_the_shortening_of_one():
     assert x.size == 300
     np.testing.assert_allclose(y, 2 * x)
     np.testing.assert_allclose(x.mean(), long.mean(), rtol=1e-2)
+
+
+def test_a_warm_up_from_zero_is_left_out_and_a_layer_that_dies_is_not(tmp_path):
+    folder = make_run(tmp_path, Config(), rows=4)
+    rates = {"elr/a": [0.0, 4.0, 1.0, 0.0], "elr/b": [0.0, 1.0, 4.0, 9.0], "elr/still": [0.0] * 4}
+    rows = [{"phase": "train", "updates": i + 1} | {name: of[i] for name, of in rates.items()} for i in range(4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = load_runs([folder])
+    updates, mean = over_layers(run, "elr", run.layers("elr"))
+    np.testing.assert_allclose(updates, [2, 3, 4])
+    np.testing.assert_allclose(mean, [2, 2, 0])
+    write_figure([folder], tmp_path / "overview.png")
+
+
+def test_a_run_counts_once_however_its_folder_is_named_and_copies_do_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run(Path("runs"), Config(), rows=4)
+    shutil.copytree(folder, "runs/backup")
+    (Path("runs/backup") / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes() + b'{"frames":9}\n')
+    for content in ({"model": "x"}, ["model"]):
+        foreign = Path("runs") / f"foreign-{len(content)}-{type(content).__name__}"
+        foreign.mkdir()
+        (foreign / "config.json").write_text(json.dumps(content))
+        (foreign / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (run,) = load_runs([Path("runs"), Path("runs/../runs"), folder.absolute()])
+    assert run.method == "nap" and run.reached == 160_000
+    mixed = [folder, make_run(tmp_path / "others", Config(seed=1), rows=4)]
+    assert write_report(mixed) == tmp_path / "report.html"
+
+
+def test_methods_that_differ_in_more_than_the_method_are_named(tmp_path):
+    make_run(tmp_path, Config(method="none", protocol="v5"), rows=4, layers=ONE_LAYER)
+    make_run(tmp_path, Config(method="nap", seed=1), rows=4, layers=ONE_LAYER)
+    words = "".join(Page(write_report([tmp_path]).read_text()).words)
+    assert "Beside the method, they differ in: protocol machado for nap, v5 for none." in words
+    make_run(tmp_path, Config(method="none"), rows=4, layers=ONE_LAYER)  # now it is in the label
+    assert "Beside the method" not in "".join(Page(write_report([tmp_path]).read_text()).words)
+
+
+def test_a_full_disk_leaves_the_earlier_report(tmp_path, monkeypatch, capsys):
+    folder = make_run(tmp_path, Config(), rows=4, layers=ONE_LAYER)
+    path = write_report([folder])
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert report.main([str(folder)]) == 1
+    assert "No space left on device" in capsys.readouterr().err and path.read_bytes() == before
 
 
 def test_a_base_keeps_its_look_with_its_only_settings_behind_it():

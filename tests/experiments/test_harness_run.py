@@ -20,6 +20,8 @@ import pytest
 from experiments import harness
 from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.identity import plain
+from experiments.harness.read import load_runs
+from experiments.harness.report.page import software
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -205,8 +207,16 @@ def test_other_software_is_told_of(tmp_path, capsys):
     about = json.loads((folder / "config.json").read_text())
     about["versions"]["jax"] = "0.0.1"
     (folder / "config.json").write_text(json.dumps(about))
+    about["git_commit"] = "0ld"
+    (folder / "config.json").write_text(json.dumps(about))
     run_in_process(tmp_path)
-    assert "jax is '0.0.1' there" in capsys.readouterr().err
+    assert "git_commit is '0ld' there" in capsys.readouterr().err
+    (resumed,) = json.loads((folder / "config.json").read_text())["resumed"]
+    assert resumed["versions"] == about["versions"] | {"jax": jax.__version__} and resumed["git_commit"] != "0ld"
+    (run,) = load_runs([folder])
+    assert "1 run went on with other software or code." in software([run])
+    run_in_process(tmp_path)
+    assert len(json.loads((folder / "config.json").read_text())["resumed"]) == 1, "finished: nothing went on"
 
 
 def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_is_not_done(tmp_path):
@@ -274,3 +284,16 @@ def test_the_order_of_calls_is_checked(tmp_path):
             run.record({"loss": 1.0})
         with pytest.raises(RuntimeError, match="restore"):
             run.save(1, {})
+
+
+def test_a_signal_at_the_very_end_keeps_the_next_run_from_starting(tmp_path):
+    """Whatever comes while the last checkpoint is written."""
+    with (
+        pytest.raises(harness.Interrupted, match="stopped by SIGTERM; .* is finished") as caught,
+        harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path)) as run,
+    ):
+        run.restore({"count": 0})
+        run.save(1, {"count": 1})
+        os.kill(os.getpid(), signal.SIGTERM)
+        run.finish({})
+    assert caught.value.exit_code == 143 and (run.folder / "DONE").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import scipy.stats
 
 from experiments.harness.statistics import (
     Interval,
+    caution,
     improvement,
     iqm,
     mean,
@@ -174,3 +176,13 @@ def test_every_game_weighs_the_same_in_a_profile():
     profile, low, high = profile_intervals({"pong": [0.0, 1.0, 1.0, 1.0], "breakout": [0.0]}, np.array([0.5]))
     assert profile == pytest.approx([(0.75 + 0) / 2]) and low < profile < high
     assert all(end == 0.5 for end in profile_intervals({"pong": [1.0], "breakout": [0.0]}, np.array([0.5])))
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 6, 9])
+def test_how_often_an_interval_of_few_seeds_errs(seeds):
+    random = np.random.default_rng(seeds)
+    found = [stratified_bootstrap(random.normal(size=seeds), resamples=400) for _ in range(1500)]
+    share = np.mean([of.low > 0 or of.high < 0 for of in found])
+    told = float(re.search(r"about (\d+) %", caution(seeds)).group(1)) / 100
+    assert share == pytest.approx(told, abs=0.005 + 3 * np.sqrt(told * (1 - told) / 1500))
+    assert caution(10) == "" and "may be chance" in caution(1)

@@ -9,7 +9,7 @@ from experiments.harness.report.cells import Cell, choose, make_cells, metric_of
 from experiments.harness.report.looks import palette
 from experiments.harness.report.page import commands, figure, listed, settings, software, text, unfinished
 from experiments.harness.report.panels import Plot
-from experiments.harness.statistics import RESAMPLES
+from experiments.harness.statistics import RESAMPLES, caution
 
 _ONLINE = (
     "How well each task is learned while it is being learned: every batch is scored before it is trained on, and a "
@@ -174,10 +174,7 @@ def _how(cells: Sequence[Cell], chosen: Sequence[Cell]) -> str:
             "little every method that had several to choose from; the next table has all of them."
         )
     fewest = min(len(cell.runs) for cell in chosen)
-    if fewest == 1:
-        sentences.append("One seed has no interval: what looks like a difference there may be chance.")
-    elif fewest < 5:
-        sentences.append("Intervals from fewer than 5 seeds are too narrow; take them as a rough guide.")
+    sentences.append(caution(fewest))
     if not all(run.done for cell in chosen for run in cell.runs):
         sentences.append("A method that has not finished is averaged over fewer tasks, the early ones.")
     if any(cell.diverged for cell in chosen):
@@ -185,4 +182,4 @@ def _how(cells: Sequence[Cell], chosen: Sequence[Cell]) -> str:
             "A seed has diverged when its loss was no finite number at some point; such seeds are left out of every "
             "average that has no value for them."
         )
-    return f"<p class='note'>{' '.join(sentences)}</p>"
+    return f"<p class='note'>{' '.join(filter(None, sentences))}</p>"

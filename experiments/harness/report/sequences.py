@@ -10,7 +10,7 @@ from experiments.harness.report.page import commands, figure, folded, listed, se
 from experiments.harness.report.panels import Plot
 from experiments.harness.report.sequences_scores import Scores
 from experiments.harness.report.sequences_studies import Study, differing, make_studies
-from experiments.harness.statistics import RESAMPLES
+from experiments.harness.statistics import RESAMPLES, caution
 
 _SCORES = (
     "How well it plays, with learning off, the task that is being learned; vertical lines are switches. The dotted "
@@ -229,10 +229,7 @@ def _how(scores: Scores) -> str:
             f"Brackets: 95 % bootstrap intervals over seeds ({RESAMPLES:,} resamples); a difference is taken seed by "
             "seed, and is bold where its interval leaves 0 out. The ends of the scale are taken as they are."
         )
-    if fewest == 1:
-        sentences.append("One seed has no interval: what looks like a difference there may be chance.")
-    elif fewest < 5:
-        sentences.append("Intervals from fewer than 5 seeds are too narrow; take them as a rough guide.")
+    sentences.append(caution(fewest))
     if not tables.is_complete(scores):
         sentences.append(
             "Where not all visits are over, an average is over those that are, of the seeds that have most of them, "

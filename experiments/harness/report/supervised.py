@@ -28,7 +28,13 @@ from experiments.harness.report.page import (
     unfinished,
 )
 from experiments.harness.report.panels import Line, Panel, Plot
-from experiments.harness.statistics import Interval, paired_difference, pointwise_intervals, stratified_bootstrap
+from experiments.harness.statistics import (
+    Interval,
+    caution,
+    paired_difference,
+    pointwise_intervals,
+    stratified_bootstrap,
+)
 
 TOLERANCE = 1.05
 """A learning rate is as good as the best one where the loss is at most so many times the best loss."""
@@ -207,7 +213,8 @@ def _results(chosen: Sequence[Arm]) -> str:
         rows.append(row(head, [*cells, seeds, f"{arm.updates:,}"]))
     note = (
         "At each method's best learning rate, chosen by these same held-out losses; 95 % bootstrap intervals over "
-        "seeds in brackets, differences seed by seed, bold where the interval leaves 0 out."
+        f"seeds in brackets, differences seed by seed, bold where the interval leaves 0 out. "
+        f"{caution(min(len(arm.runs) for arm in chosen))}"
     )
     return f"{table(head, rows)}<p class='note'>{note}</p>"
 
