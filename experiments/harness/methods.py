@@ -218,6 +218,7 @@ def make_optimizer(
     context = Context(rivals_config, setting, rate, features_per_unit(method.activation))
     chosen = method.interventions
     try:
+        rivals.check(rivals_config)
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
         clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
         optimizer = _step(method, config, context)
@@ -261,8 +262,6 @@ def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.Gr
 
 def _weight_decay(strength: float) -> optax.GradientTransformation:
     """For matrices, kernels and embeddings; biases, scales and offsets keep their size."""
-    if strength < 0:
-        raise ValueError(f"--weight-decay is {strength:g}, must be at least 0")
 
     def decays(params: PyTree) -> PyTree:
         weights = set(nap.roles(params).paths(*WEIGHTS))

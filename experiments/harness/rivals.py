@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -208,6 +209,19 @@ AFTER: dict[str, Build] = {
 
 RECYCLING = ("redo", "continual-backprop", "self-normalized-resets", "reset-head", "reset-layers")
 """Those that reset an optimizer's state for a part of the weights."""
+
+
+_MOST = {"weight_decay": math.inf, "noise": math.inf, "large_epsilon": math.inf, "equal_beta": 1.0, "inject_at": 1.0}
+"""The strengths that no intervention checks itself, with the largest that makes sense; the least is 0."""
+
+
+def check(config: RivalsConfig) -> None:
+    """Raises ValueError where a strength makes no sense that nothing further down would refuse."""
+    for name, most in _MOST.items():
+        value = getattr(config, name)
+        if not 0 <= value <= most or math.isinf(value):
+            bound = "at least 0 and finite" if math.isinf(most) else f"in 0 to {most:g}"
+            raise ValueError(f"--{name.replace('_', '-')} is {value:g}, must be {bound}")
 
 
 def names() -> list[str]:

@@ -59,8 +59,10 @@ def redo(
         64 examples or more.
 
     Raises:
-      ValueError: `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the parameters.
+      ValueError: `tau` < 0, `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the parameters.
     """
+    if not tau >= 0:
+        raise ValueError(f"tau must be at least 0, got {tau}")
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
     if not 1 <= batches <= every:

@@ -305,5 +305,5 @@ def _concatenate(arrays: Sequence[Array]) -> Array:
 
 
 def _check_strength(strength: float) -> None:
-    if strength < 0:
-        raise ValueError(f"strength must be at least 0, got {strength}")
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"strength must be at least 0 and finite, got {strength}")

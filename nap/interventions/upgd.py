@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -65,8 +66,8 @@ def upgd(
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
     for name, value in (("sigma", sigma), ("weight_decay", weight_decay)):
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
     inner = optax.with_extra_args_support(optax.identity() if direction is None else direction)
 
     def init_fn(params: PyTree) -> UPGDState:

@@ -69,8 +69,8 @@ def shrink_and_perturb(
     """
     if not 0 <= shrink <= 1:
         raise ValueError(f"shrink must lie in 0 to 1 (1 keeps the weights), got {shrink}")
-    if perturb < 0:
-        raise ValueError(f"perturb must be at least 0, got {perturb}")
+    if not 0 <= perturb < math.inf:
+        raise ValueError(f"perturb must be at least 0 and finite, got {perturb}")
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
 
@@ -103,8 +103,8 @@ def noisy_updates(scale: optax.ScalarOrSchedule, key: jax.Array) -> optax.Gradie
     Raises:
       ValueError: `scale` < 0.
     """
-    if isinstance(scale, int | float) and scale < 0:
-        raise ValueError(f"scale is a standard deviation, at least 0, got {scale}")
+    if isinstance(scale, int | float) and not 0 <= scale < math.inf:
+        raise ValueError(f"scale is a standard deviation, at least 0 and finite, got {scale}")
 
     def update_fn(updates, state, params=None):
         del params
@@ -131,7 +131,7 @@ def clip_weights(kappa: float, *, include_output: bool = True, roles: RoleSpec =
     Raises:
       ValueError: `kappa` <= 0.
     """
-    if kappa <= 0:
+    if not kappa > 0:
         raise ValueError(f"kappa must be above 0, got {kappa}")
     clipped = (Role.HIDDEN, Role.OUTPUT) if include_output else (Role.HIDDEN,)
 
@@ -284,5 +284,5 @@ def _random_state(key: jax.Array) -> RandomState:
 
 
 def _check_radius(radius: float) -> None:
-    if radius <= 0:
-        raise ValueError(f"radius must be above 0, got {radius}")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be above 0 and finite, got {radius}")

@@ -289,7 +289,7 @@ def test_the_order_of_calls_is_checked(tmp_path):
 def test_a_signal_at_the_very_end_keeps_the_next_run_from_starting(tmp_path):
     """Whatever comes while the last checkpoint is written."""
     with (
-        pytest.raises(harness.Interrupted, match="stopped by SIGTERM; .* is finished") as caught,
+        pytest.raises(harness.Interrupted, match=r"stopped by SIGTERM; .* is finished") as caught,
         harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path)) as run,
     ):
         run.restore({"count": 0})

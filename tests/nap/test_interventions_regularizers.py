@@ -1,6 +1,7 @@
 """Regularizers: the gradients of their penalties, by hand and by automatic differentiation of the formulas."""
 
 import functools
+import math
 
 import equinox as eqx
 import jax
@@ -206,8 +207,9 @@ def test_a_reset_of_single_units_goes_through(make):
 
 @ALL
 def test_bad_arguments(make):
-    with pytest.raises(ValueError, match="strength must be at least 0, got -1"):
-        make(-1.0)
+    for strength in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"strength must be at least 0 and finite, got {strength}"):
+            make(strength)
     regularizer = make(1.0)
     with pytest.raises(ValueError, match="needs the parameters"):
         regularizer.update(draw(0), regularizer.init(draw(0)))

@@ -78,7 +78,9 @@ def test_the_direction_is_adams_and_the_utility_the_gradients():
     np.testing.assert_allclose(updates["w"], 0.1 * kept, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("beta", 1.0), ("sigma", -1.0), ("weight_decay", -1.0)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("beta", 1.0), ("sigma", -1.0), ("sigma", float("nan")), ("weight_decay", -1.0)]
+)
 def test_bad_arguments(argument, value):
     with pytest.raises(ValueError, match=f"{argument} must be at least 0"):
         upgd(0.1, key=KEY, **{argument: value})
