@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from agents.dqn import AgentState
-from agents.loops import Functions, Log, LoopState, Schedule
+from agents.loops import Functions, Log, LoopState, Schedule, mean_of
 from agents.replay import ReplayState, Step
 from nap.paths import PyTree
 
@@ -65,7 +65,8 @@ class Hooks(NamedTuple):
 
     Attributes:
       on_step: `on_step(agent_steps)`, after every stretch.
-      on_log: `on_log(seed, log)`, for each seed by its place, at the updates that `Schedule.logged` names.
+      on_log: `on_log(seed, log)`, for each seed by its place, at the end of the round that makes an update that
+        `Schedule.logged` names; and at the end, if there is more to tell.
     """
 
     on_step: Callable[[int], None]
@@ -335,7 +336,7 @@ def train(
             returns[seed].extend(found.returns[seed, :count][ended].tolist())
             if any(schedule.logged(update) for update in range(updates - made + 1, updates + 1)):
                 measured = {name: float(value[seed]) for name, value in found.measured.items()}
-                mean = sum(losses[seed]) / len(losses[seed])
+                mean = mean_of(losses[seed])
                 hooks.on_log(seed, Log(at, updates, schedule.epsilon(at), mean, measured, tuple(returns[seed])))
                 losses[seed].clear()
                 returns[seed].clear()
@@ -361,4 +362,9 @@ def train(
         taken += count * each
         hooks.on_step(taken)
     tell()
+    updates = schedule.updates_by(taken - each)
+    for seed in range(seeds):
+        if losses[seed] or returns[seed]:
+            mean = mean_of(losses[seed])
+            hooks.on_log(seed, Log(taken, updates, schedule.epsilon(taken), mean, {}, tuple(returns[seed])))
     return LoopState(running.agent, running.replay, np.asarray(taken, np.int64))

@@ -27,8 +27,9 @@ def evaluate(
     """Raw returns of complete episodes from a reset, played without a noisy network's noise.
 
     With `episodes` every environment plays the same number of them, and its first ones count. To take whichever
-    episodes end first would favour short ones, which in most games are bad ones. With `steps` whatever is complete in
-    that time counts, as in DQN Zoo; there may be none.
+    episodes end first would favour short ones, which in most games are bad ones. With `steps` the episodes that
+    begin within them count, and are played to their end: to leave out those that are cut off would favour short ones
+    as well. (DQN Zoo leaves one out, that of its single environment.)
 
     Args:
       functions: from `agents.loops.make_functions`.
@@ -38,17 +39,22 @@ def evaluate(
       key: random key.
       seed: what the environments are reset with.
       episodes: how many, rounded up to a multiple of the number of environments.
-      steps: how many agent steps over all environments, instead of a number of episodes.
+      steps: how many agent steps over all environments, instead of a number of episodes; some more are played.
       on_step: `on_step(agent_steps)`, after every step of the environments; may raise to stop.
     """
     wanted, last = math.ceil(episodes / environments.num_envs), steps // environments.num_envs
     returns: list[list[float]] = [[] for _ in range(environments.num_envs)]
     time_step, step = environments.reset(seed), 0
-    while step < last or min(map(len, returns)) < wanted:
+    unfinished: set[int] = set()  # the environments in an episode that the last of the steps lies in
+    while step < last or unfinished or min(map(len, returns)) < wanted:
         actions = functions.play(params, time_step.observation, np.float32(epsilon), key, np.int64(step))
         environments.send(np.asarray(actions))
         time_step, step = environments.recv(), step + 1
         for episode in time_step.episodes:
-            returns[episode.env].append(episode.episode_return)
+            if wanted or step <= last or episode.env in unfinished:
+                returns[episode.env].append(episode.episode_return)
+                unfinished.discard(episode.env)
+        if step == last:
+            unfinished = set(np.flatnonzero(~time_step.first).tolist())
         on_step(step * environments.num_envs)
     return [value for played in returns for value in (played[:wanted] if wanted else played)]

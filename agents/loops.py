@@ -115,18 +115,18 @@ class Log(NamedTuple):
     """What the loop tells about a stretch of training.
 
     Attributes:
-      agent_steps: steps taken when the last update was dispatched.
+      agent_steps: steps taken when the last update was dispatched; or at the end.
       updates: updates made.
       epsilon: exploration.
-      loss: mean loss of the updates since the last log.
-      measured: what the agent measured at the last update.
+      loss: mean loss of the updates since the last log; None where there was none.
+      measured: what the agent measured at the last update; empty in what is left to tell at the end.
       returns: raw returns of the training episodes that ended since the last log.
     """
 
     agent_steps: int
     updates: int
     epsilon: float
-    loss: float
+    loss: float | None
     measured: Mapping[str, float]
     returns: Sequence[float]
 
@@ -137,7 +137,7 @@ class Hooks(NamedTuple):
     Attributes:
       on_step: `on_step(agent_steps)`, after every step of the environments.
       on_loss: `on_loss(updates, loss)`, for every update, a step late.
-      on_log: `on_log(log)`, at the updates that `Schedule.logged` names.
+      on_log: `on_log(log)`, at the updates that `Schedule.logged` names; and at the end, if there is more to tell.
     """
 
     on_step: Callable[[int], None]
@@ -233,7 +233,7 @@ def train(
             if update in logging:
                 at_step, epsilon, measured = logging.pop(update)
                 values = {name: float(value) for name, value in jax.device_get(measured).items()}
-                hooks.on_log(Log(at_step, update, epsilon, sum(losses) / len(losses), values, tuple(returns)))
+                hooks.on_log(Log(at_step, update, epsilon, mean_of(losses), values, tuple(returns)))
                 losses.clear()
                 returns.clear()
         waiting.clear()
@@ -267,4 +267,11 @@ def train(
         returns.extend(episode.episode_return for episode in time_step.episodes)
         hooks.on_step(taken)
     fetch()
+    if losses or returns:
+        hooks.on_log(Log(taken, updates, schedule.epsilon(taken), mean_of(losses), {}, tuple(returns)))
     return LoopState(agent, replay_state, np.asarray(taken, np.int64))
+
+
+def mean_of(losses: Sequence[float]) -> float | None:
+    """Their mean; None without any."""
+    return sum(losses) / len(losses) if losses else None

@@ -375,7 +375,8 @@ def _hooks(config: Config, opened: harness.Run, iteration: int, multipliers: Mul
 
     def on_log(log: Log) -> None:
         mean = float(np.mean(log.returns)) if log.returns else None
-        rate = np.asarray(written(log.updates - 1))
+        last = max(0, log.updates - 1)  # before the first update: the rate that it will have
+        rate = np.asarray(written(last))
         if mean is not None:
             shown["return"] = f"{mean:.1f}"
         opened.record(
@@ -391,10 +392,7 @@ def _hooks(config: Config, opened: harness.Run, iteration: int, multipliers: Mul
                 "loss": log.loss,
                 "epsilon": log.epsilon,
                 "learning_rate": rate,
-                **{
-                    f"learning_rate/{layer_of(path)}": rate * of_path(log.updates - 1)
-                    for path, of_path in multipliers.items()
-                },
+                **{f"learning_rate/{layer_of(path)}": rate * of_path(last) for path, of_path in multipliers.items()},
                 **log.measured,
             }
         )

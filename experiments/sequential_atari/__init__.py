@@ -204,7 +204,8 @@ class _Recorder:
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""
-        self._opened.check_finite(f"loss of seed {self._config.seed + seed}", log.loss, updates=log.updates)
+        if log.loss is not None:
+            self._opened.check_finite(f"loss of seed {self._config.seed + seed}", log.loss, updates=log.updates)
         mean = _mean(log.returns)
         if mean is not None:
             self._returns[seed] = mean
@@ -217,7 +218,7 @@ class _Recorder:
                 "train/human_normalised": _normalised(self._visit.task, mean),
                 "loss": log.loss,
                 "epsilon": log.epsilon,
-                "learning_rate": np.asarray(self._rate(log.updates - 1)),
+                "learning_rate": np.asarray(self._rate(max(0, log.updates - 1))),
                 **log.measured,
             }
         )

@@ -205,9 +205,12 @@ def test_logs_come_at_the_first_and_every_so_many_updates(update_period, log_eve
     updates = int(state.agent.updates)
     assert [update for update, _ in told.losses] == list(range(1, updates + 1)), "every update once, and in order"
     wanted = sorted({1, *range(log_every, updates + 1, log_every)})
-    assert [log.updates for log in told.logs] == wanted
+    assert [log.updates for log in told.logs if log.measured] == wanted
     losses = [loss for _, loss in told.losses]
-    for before, log in zip([0, *wanted], told.logs, strict=False):
+    *logs, rest = told.logs
+    assert not rest.measured and (rest.agent_steps, rest.updates) == (80, updates)
+    assert rest.loss == (pytest.approx(np.mean(losses[wanted[-1] :])) if updates > wanted[-1] else None)
+    for before, log in zip([0, *wanted], logs, strict=False):
         # The first agent step, a multiple of the environments', by which so many updates are due.
         due = 20 + log.updates * update_period
         assert log.agent_steps == -(-due // ENVS) * ENVS
@@ -221,9 +224,10 @@ def test_logs_tell_the_returns_since_the_last_one_each_once():
     of_logs = [list(log.returns) for log in told.logs]
     # A log is told when the next actions are sent, so it knows of the episodes that its own step ended.
     reach = [0] + [log.agent_steps // ENVS + 1 for log in told.logs]
+    reach[-1] = 160 // ENVS  # the last one is told when no action is sent any more
     for returns, after, until in zip(of_logs, reach[:-1], reach[1:], strict=True):
         assert returns == [episode.episode_return for t, episode in environments.ended if after < t <= until]
-    assert sum(map(len, of_logs)) > 10
+    assert sum(map(len, of_logs)) == len(environments.ended) > 10
 
 
 def test_the_same_key_repeats_everything_and_another_does_not():
@@ -276,17 +280,27 @@ def test_a_hook_that_raises_stops_the_loop_there(hook, at):
     assert len(environments.actions) == {"on_step": 15, "on_loss": 28 // 2 + 2, "on_log": 24 // 2 + 2}[hook]
 
 
-def evaluated(episodes: int, epsilon: float = 0.0) -> tuple[list[float], Scripted, list[tuple[int, int]]]:
-    environments, steps = Scripted([[1], [10], [4]]), []
+def evaluated(
+    episodes: int = 0, epsilon: float = 0.0, steps: int = 0
+) -> tuple[list[float], Scripted, list[tuple[int, int]]]:
+    environments, told = Scripted([[1], [10], [4]]), []
     environments.reward = lambda actions: np.array([environments.t + 1.0, 10.0, 100.0])
     agent = make_agent(q_network(4, ACTIONS), optax.sgd(0.1), target_period=1)
     functions = functions_for(agent, 3, FRAME, STACK, batch_size=4)
     params = agent.init(jax.random.key(0)).params
     returns = evaluate(
         functions, params, environments, epsilon=epsilon, key=jax.random.key(1), seed=7, episodes=episodes,
-        on_step=lambda agent_steps: steps.append((agent_steps, len(environments.actions))),
+        steps=steps, on_step=lambda agent_steps: told.append((agent_steps, len(environments.actions))),
     )  # fmt: skip
-    return returns, environments, steps
+    return returns, environments, told
+
+
+def test_evaluation_for_a_time_plays_every_episode_that_begins_in_it_to_its_end():
+    returns, environments, _ = evaluated(steps=3 * 6)  # of lengths 1, 10 and 4: the second is the first of its own
+    assert returns == [*(float(t) for t in range(1, 7)), 100.0, 400.0, 400.0]
+    assert len(environments.actions) == 10
+    assert evaluated(steps=3 * 4)[0] == [1.0, 2.0, 3.0, 4.0, 100.0, 400.0], "the next one has not begun"
+    assert evaluated(steps=3 * 10)[0].count(100.0) == 1
 
 
 def test_evaluation_counts_every_environments_first_episodes_not_the_short_ones():
