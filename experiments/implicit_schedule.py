@@ -109,7 +109,7 @@ def tables(runs: Sequence[LoadedRun]) -> str:
         [
             "Evaluation return: the last, and the average of all evaluations, which tells how fast it rises. Means\n"
             "over seeds, 95 % bootstrap intervals; better, worse: the interval of the difference leaves 0 out.\n"
-            + "\n".join(filter(None, [_returns(arms), caution(max(map(len, arms.values())))])),
+            + f"{_returns(arms)}\n{caution(max(map(len, arms.values())))}".rstrip(),
             "Weight norm at the last record / at the first; mean over seeds.\n"
             + _by_layer(arms, "weight_norm", _growth),
             "Effective learning rate, ||update|| / ||weights||: mean of the first tenth of the records → of the last.\n"

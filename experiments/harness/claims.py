@@ -25,8 +25,8 @@ class Claim(NamedTuple):
 
 def claims_table(claims: Sequence[Claim], seeds: int) -> str:
     """The claims under their heading, a line each, and how far to trust intervals over so many seeds."""
-    parts = ["What must appear, and what did.", format_table(["must appear", "came out", "does it"], claims)]
-    return "\n".join(filter(None, [*parts, caution(seeds)]))
+    table = f"What must appear, and what did.\n{format_table(['must appear', 'came out', 'does it'], claims)}"
+    return f"{table}\n{caution(seeds)}".rstrip()
 
 
 def above(must: str, interval: Interval, bound: float = 0.0) -> Claim:

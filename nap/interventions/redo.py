@@ -59,7 +59,8 @@ def redo(
         64 examples or more.
 
     Raises:
-      ValueError: `tau` < 0, `every` < 1, `batches` not in 1 to `every`; at `init`, if `readers` do not fit the parameters.
+      ValueError: `tau` < 0, `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the
+        parameters.
     """
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, got {tau}")

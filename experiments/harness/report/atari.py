@@ -11,6 +11,7 @@ from experiments.harness.report import atari_tables as tables
 from experiments.harness.report.looks import Palette, palette
 from experiments.harness.report.page import (
     commands,
+    confounded,
     figure,
     listed,
     settings,

@@ -7,7 +7,7 @@ from experiments.harness.report import plasticity_figures as figures
 from experiments.harness.report import plasticity_tables as tables
 from experiments.harness.report.cells import Cell, choose, make_cells, metric_of
 from experiments.harness.report.looks import palette
-from experiments.harness.report.page import commands, figure, listed, settings, software, text, unfinished
+from experiments.harness.report.page import commands, confounded, figure, listed, settings, software, text, unfinished
 from experiments.harness.report.panels import Plot
 from experiments.harness.statistics import RESAMPLES, caution
 

@@ -6,7 +6,17 @@ from experiments.harness.read import LoadedRun, method_order
 from experiments.harness.report import sequences_figures as figures
 from experiments.harness.report import sequences_tables as tables
 from experiments.harness.report.looks import Palette, palette
-from experiments.harness.report.page import commands, figure, folded, listed, settings, software, text, unfinished
+from experiments.harness.report.page import (
+    commands,
+    differences,
+    figure,
+    folded,
+    listed,
+    settings,
+    software,
+    text,
+    unfinished,
+)
 from experiments.harness.report.panels import Plot
 from experiments.harness.report.sequences_scores import Scores
 from experiments.harness.report.sequences_studies import Study, differing, make_studies
@@ -48,7 +58,6 @@ _ONE_SEED = (
     "seeds can tell."
 )
 _MANY_TASKS = 20  # more are listed folded
-_FEW_SETTINGS = 6  # more that differ are, too
 _BRACKETS = (
     ", with 95 % bootstrap intervals over seeds; bold where the interval of the difference to the fresh agent, seed by "
     "seed, leaves 0 out"

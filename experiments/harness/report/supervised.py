@@ -16,6 +16,7 @@ from experiments.harness.report.page import (
     bold_if_apart,
     bracketed,
     commands,
+    confounded,
     figure,
     listed,
     row,
