@@ -109,7 +109,7 @@ def load_image_files(root: Path | None = None) -> ImageSplits:
     """
     train, held_out = find_images(root)
     if train[0].is_dir():
-        classes = sorted(path.name for path in train[0].iterdir() if path.is_dir())
+        classes = _classes(train[0])
         return ImageSplits(_folder(train[0], classes), _folder(held_out[0], classes), len(classes))
     splits = ImageSplits(_parquet(train), _parquet(held_out), 0)
     highest = int(splits.train.labels.max())
@@ -210,9 +210,13 @@ def _held_out_batch(files: ImageFiles, batch_size: int, share: Share, size: int,
 
 def _decoded(files: ImageFiles, number: int) -> Any:
     content, name = files.read(number)
+    pil = extra("PIL.Image", "decoding images")
     try:
-        return extra("PIL.Image", "decoding images").open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+        image = pil.open(io.BytesIO(content))
+        if image.mode.startswith(("I", "F")):  # which `convert` would cut off at 255
+            raise ValueError(f"its mode is {image.mode}, must have 8 bits a channel")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:  # what PIL raises
         raise ValueError(f"{name}: damaged, or no image ({error})") from error
 
 
@@ -220,8 +224,12 @@ def _bilinear() -> Any:
     return extra("PIL.Image", "decoding images").Resampling.BILINEAR
 
 
+def _classes(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _folder(folder: Path, classes: list[str]) -> ImageFiles:
-    here = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    here = _classes(folder)
     if unknown := sorted(set(here) - set(classes)):
         raise ValueError(f"{folder}: the class {unknown[0]} has no folder among those to train on")
     paths, labels = [], []

@@ -68,7 +68,12 @@ def open_stream(name: str, split: str = "train") -> Any:
     try:
         if any((Path(path) / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             saved = library.load_from_disk(path)
-            saved = saved[split] if isinstance(saved, dict) else saved
+            if isinstance(saved, dict):
+                saved = saved[split]
+            elif split != "train":
+                raise ValueError("it was saved without splits; save a DatasetDict with train and validation")
+            if not len(saved):
+                raise ValueError("it is empty")
             return saved.to_iterable_dataset(num_shards=min(_SAVED_SHARDS, len(saved)))
         return library.load_dataset(path, configuration or None, split=split, streaming=True)
     except (OSError, ValueError, KeyError) as error:
@@ -77,7 +82,7 @@ def open_stream(name: str, split: str = "train") -> Any:
 
 def first_documents(stream: Any, count: int) -> list[str]:
     """The first documents of a stream, as of a validation split that is too long to be used whole."""
-    return list(_texts(stream.take(count)))
+    return [text for text in _texts(stream.take(count)) if text is not None]
 
 
 def training_stream(
@@ -142,7 +147,8 @@ def _documents(stream: Any, tokenizer: Tokenizer, seed: int, start: Place) -> It
         for shard in range(place.shard, len(order)):
             texts = stream.shard(num_shards=len(order), index=int(order[shard]))
             first = place.document
-            numbered = enumerate(_texts(texts.skip(first) if first else texts), first)
+            every = enumerate(_texts(texts.skip(first) if first else texts), first)
+            numbered = ((number, text) for number, text in every if text is not None)
             while some := list(itertools.islice(numbered, _DOCUMENTS_AT_ONCE)):
                 found = True
                 for (number, _), tokens in zip(some, tokenizer.encode([text for _, text in some]), strict=True):
@@ -175,8 +181,10 @@ def _windows(
         count += len(tokens)
 
 
-def _texts(rows: Iterable[dict]) -> Iterator[str]:
+def _texts(rows: Iterable[dict]) -> Iterator[str | None]:
+    """The documents' texts; None for a null, which other readers pass over, too."""
     for row in rows:
-        if not isinstance(row.get(COLUMN), str):
+        value = row.get(COLUMN, ...)
+        if not isinstance(value, str | None):
             raise ValueError(f"a document has no text {COLUMN!r}; it has {', '.join(row) or 'nothing'}")
-        yield row[COLUMN]
+        yield value

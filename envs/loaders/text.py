@@ -104,7 +104,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}: line {number} is a {type(value).__name__}, must be an object")
@@ -116,13 +116,13 @@ def _read(source: str) -> Iterator[str]:
 
 
 def _kind(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _decoded(path: Path) -> str:
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        return (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -135,9 +135,16 @@ def _plain(path: Path) -> Sequence[str]:
 
 def _json_texts(path: Path) -> Iterator[str]:
     for number, value in json_lines(path):
-        if not isinstance(value.get(COLUMN), str):
+        text = value.get(COLUMN, ...)
+        if text is None:
+            continue  # as in Parquet
+        if not isinstance(text, str):
             raise ValueError(f"{path}: line {number} has no text {COLUMN!r}; it has {', '.join(value) or 'nothing'}")
-        yield value[COLUMN]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path}: line {number} has half of a surrogate pair ({error})") from None
+        yield text
 
 
 def _parquet(path: Path) -> Sequence[str]:

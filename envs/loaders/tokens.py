@@ -59,6 +59,8 @@ def load_bpe(path: Path) -> Tokenizer:
     if separator is None:
         raise ValueError(f"{path}: it has no token {SEPARATOR}, which stands between documents")
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # as some were saved with, for another use
+    tokenizer.no_padding()
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -69,11 +69,14 @@ def epoch_order(
 
     Where only the first `available` of them are there (a pool that grows), the order has the length it will have in
     the end, so that shapes stay fixed: each available example stands in it equally often, give or take one, and the
-    order stays random.
+    order stays random. Which ones stand in it once more than others is drawn anew for every epoch, as the rows are
+    there in order of arrival.
     """
     order = jax.random.permutation(key, protocol.examples)
     if available is not None:
-        order = order % available
+        drawn = jax.random.uniform(jax.random.fold_in(key, 1), [protocol.examples])
+        shuffled = jnp.argsort(jnp.where(jnp.arange(protocol.examples) < available, drawn, jnp.inf))
+        order = shuffled[order % available]
     steps, batch = protocol.steps_per_epoch, protocol.batch_size
     return order[: steps * batch].reshape(steps, batch).astype(jnp.int32)
 

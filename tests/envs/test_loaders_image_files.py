@@ -169,6 +169,19 @@ def test_grey_images_become_colours(folder):
     assert seen(held_out) == [10, 9, 8]
 
 
+def test_hidden_folders_are_no_classes_and_what_would_turn_white_is_refused(folder, monkeypatch):
+    for split in ("train", "val"):
+        (folder / split / ".ipynb_checkpoints").mkdir()
+    assert load_image_files(folder).classes == 2
+    damaged = sorted((folder / "val" / "n02").iterdir())[0]
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(damaged, format="png")
+    with pytest.raises(ValueError, match=rf"{damaged.name}: .*its mode is I;16, must have 8 bits a channel"):
+        some(held_out_image_files(load_image_files(folder).held_out, 3, workers=0, size=8), None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"damaged, or no image \(Image size"):
+        some(held_out_image_files(load_image_files(folder).held_out, 3, workers=0, size=8), None)
+
+
 def test_nothing_there(tmp_path, monkeypatch):
     monkeypatch.delenv("NAP_DATA", raising=False)
     with pytest.raises(DatasetMissing, match=r"\$NAP_DATA/imagenet, and NAP_DATA is not set: `hf download"):

@@ -120,6 +120,19 @@ def test_the_first_documents(stream):
     assert first_documents(stream, 9) == documents()[:9]
 
 
+def test_a_null_is_passed_over_and_positions_stay_right():
+    stream = Lists([[{"text": "ab"}, {"text": None}, {"text": "c"}], [{"text": None}]])
+    assert first_documents(stream, 3) == ["ab", "c"]
+    loader = training_stream(stream, BYTES, 1, 1, seed=0, window=1)
+    batches, positions = some(loader, 10)
+    read = [int(batch.inputs[0, 0]) for batch in batches]
+    assert sorted(read[:5]) == sorted(read[5:]) == sorted([*b"abc", BYTES.separator, BYTES.separator])
+    for place in (1, 4):
+        assert [int(batch.inputs[0, 0]) for batch in some(loader, 5, positions[place])[0]] == read[
+            place + 1 : place + 6
+        ]
+
+
 def test_streams_without_texts():
     with pytest.raises(ValueError, match="the stream has no documents"):
         some(training_stream(Lists([[], []]), BYTES, 5, 1, seed=0), 1)
@@ -137,6 +150,13 @@ def test_saved_to_disk(tmp_path):
     library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     assert first_documents(open_stream(str(tmp_path / "saved")), 1000) == [str(i) for i in range(100)]
     assert first_documents(open_stream(str(tmp_path / "saved"), "validation"), 1000) == ["held out"]
+    library.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "single"))
+    assert first_documents(open_stream(str(tmp_path / "single")), 9) == ["a", "b"]
+    with pytest.raises(ValueError, match="it was saved without splits; save a DatasetDict"):
+        open_stream(str(tmp_path / "single"), "validation")
+    library.Dataset.from_dict({"text": []}).save_to_disk(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="its split train can't be opened .it is empty"):
+        open_stream(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="its split other can't be opened"):
         open_stream(str(tmp_path / "saved"), "other")
     with pytest.raises(ValueError, match="its split train can't be opened"):

@@ -67,6 +67,8 @@ def test_one_file_is_cut(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2 is a list, must be an object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
         ("a.jsonl", b'{"content": "x"}', "line 1 has no text 'text'; it has content"),
+        ("a.jsonl", b'{"text": "cut \\ud83d"}', "line 1 has half of a surrogate pair"),
+        ("a.jsonl", b'{"text": ' + b"[" * 200_000, "line 1 is not JSON"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.json.gz", b"\x1f\x8b\x08 and nothing", "can't be read"),
         ("a.parquet", b"PAR1", "not Parquet with texts"),
@@ -78,6 +80,13 @@ def test_a_wrong_file_is_named(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=told):
         load_text(str(tmp_path / name))
+
+
+def test_marks_nulls_and_capitals(tmp_path):
+    (tmp_path / "a.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n{"text": null}\n{"text": "y"}\n{"text": "z"}')
+    (tmp_path / "b.txt.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbfw"))
+    corpus = load_text(str(tmp_path))
+    assert sorted(corpus.documents + corpus.held_out) == ["w", "x", "y", "z"]
 
 
 def test_nothing_there(tmp_path):
@@ -119,6 +128,11 @@ def test_byte_pairs(bpe):
     # Any text comes back, and the separator stands in none of it, even where it is spelled out.
     assert tokenizer.decode(strange.tolist()) == STRANGE
     assert tokenizer.separator not in strange
+    library = pytest.importorskip("tokenizers")
+    used = library.Tokenizer.from_file(str(path))
+    used.enable_truncation(4)
+    used.enable_padding(length=99)
+    used.save(str(path))
     again = load_bpe(path)
     assert again.encode(words)[0].tolist() == tokenizer.encode(words)[0].tolist()
     assert sorted(file.name for file in path.parent.iterdir()) == ["bpe.json"]

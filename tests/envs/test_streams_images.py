@@ -231,6 +231,10 @@ def test_class_incremental(dataset):
         assert list(y) == list(dataset.labels[rows])
         uses = np.unique(rows, return_counts=True)[1]
         assert len(uses) == 30 * (index + 1) and uses.max() - uses.min() <= 1
+        if index == 2:  # 90 rows have 120 places; the oldest must not have the rest of them in every epoch
+            orders = [stream.order(stream.data, task, jax.random.key(epoch)) for epoch in range(300)]
+            uses = np.bincount(np.ravel(orders), minlength=90)
+            assert abs(uses[:30].mean() - uses[-30:].mean()) < 0.02 * uses.mean()
         _, y, weight = stream.test(stream.data, task)
         assert [int(w) for w in weight] == [int(label in seen) for label in y.tolist()]
     assert sorted(tasks[0].classes) == list(range(12)) and list(tasks[0].classes) != list(range(12))
