@@ -4,6 +4,9 @@ optimizer = nap.normalize_and_project(optax.adam(1e-4))    # the network normali
 print(nap.audit(apply_fn, params, inputs))                 # ... and this shows whether it does
 """
 
+import importlib
+from typing import Any
+
 from nap import schedules
 from nap.effective_lr import (
     EffectiveLearningRate,
@@ -33,3 +36,12 @@ __all__ = [
     "schedules",
     "weight_norms",
 ]
+
+_ON_DEMAND = ("diagnostics", "interventions", "layers", "networks", "noisy")
+
+
+def __getattr__(name: str) -> Any:
+    """The parts that only some users need, imported when first named: `nap.layers`."""
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"nap.{name}")
+    raise AttributeError(f"module 'nap' has no attribute {name!r}")

@@ -18,7 +18,9 @@ from jaxtyping import Array, Float
 
 from nap import paths
 from nap.paths import PyTree
-from nap.roles import Roles, weight_groups
+from nap.projection import RoleSpec
+from nap.roles import roles as find_roles
+from nap.roles import weight_groups
 from nap.steps import wide
 
 Norms = ArrayLike | Sequence[float]
@@ -44,14 +46,14 @@ class EffectiveLearningRate(NamedTuple):
 
 
 def effective_learning_rates(
-    updates: PyTree, params: PyTree, roles: Roles | None = None
+    updates: PyTree, params: PyTree, roles: RoleSpec = None
 ) -> dict[str, EffectiveLearningRate]:
     """The effective learning rate of every parameter of rank 2 or more.
 
     Args:
       updates: what the optimizer returned: the steps that `optax.apply_updates` adds.
       params: the parameters before the update.
-      roles: if given, its stacked axes keep values of their own, vectors of stacked layers are left out, and a hidden
+      roles: `nap.roles(params)`, or what that takes beside the parameters; if given, its stacked axes keep values of their own, vectors of stacked layers are left out, and a hidden
         weight and the noise weight beside it count as one.
 
     Returns:
@@ -59,6 +61,7 @@ def effective_learning_rates(
       weights included.
     """
     steps, weights = paths.leaves(updates), paths.leaves(params)
+    roles = None if roles is None else find_roles(params, roles)
     groups = {group[0]: group for group in weight_groups(roles)} if roles is not None else {}
     joined = {path for group in groups.values() for path in group[1:]}
     rates = {}
@@ -150,7 +153,9 @@ def scale_by_schedules(schedules: Mapping[str, optax.Schedule]) -> optax.Gradien
     def update_fn(updates, state, params=None):
         del params
         steps = paths.leaves(updates)
-        scaled = {path: steps[path] * schedule(state.count) for path, schedule in by_path.items()}
+        scaled = {
+            path: (steps[path] * schedule(state.count)).astype(steps[path].dtype) for path, schedule in by_path.items()
+        }
         return paths.replace(updates, scaled), optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from nap import paths
 from nap.paths import PyTree
-from nap.projection import Affine, RoleSpec
-from nap.roles import OUTPUT_AFFINE, Role, affine_groups, weight_groups
+from nap.projection import Affine, RoleSpec, check_affine
+from nap.roles import OUTPUT_AFFINE, Role, affine_groups, nearest, weight_groups
 from nap.roles import roles as find_roles
 from nap.tables import format_table
 
@@ -44,7 +44,7 @@ class AuditRow:
       change: the largest change of the output when the parameter (with those that share its radius) is multiplied by a
         constant, relative to the change when it is replaced by something else.
       invariant: whether `change` is below the tolerance.
-      projected: whether NaP projects it.
+      projected: whether NaP projects it; what is all zeros at first has no norm to go back to, so it does not.
       joined: whether it is scaled, and projected if at all, together with another: scale and offset of one
         normalization, or a weight and the noise on it.
       verdict: what follows.
@@ -72,8 +72,11 @@ class Audit:
         return all(row.verdict is Verdict.FINE for row in self.rows)
 
     def __getitem__(self, path: str) -> AuditRow:
-        """The row of one parameter."""
-        return next(row for row in self.rows if row.path == path)
+        """The row of one parameter; KeyError with the nearest path where there is none."""
+        by_path = {row.path: row for row in self.rows}
+        if path not in by_path:
+            raise KeyError(f"no parameter {path!r}{nearest(path, list(by_path))}")
+        return by_path[path]
 
     def __iter__(self) -> Iterator[AuditRow]:
         """The rows, in the tree's order."""
@@ -137,13 +140,15 @@ def audit(
       An `Audit`; print it.
 
     Raises:
-      ValueError: the output is zero or not finite.
+      ValueError: an unknown `affine`; the output is zero or not finite.
     """
+    check_affine(affine)
     resolved = find_roles(params, roles)
     values = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
+    zero = {path for path, value in values.items() if not jnp.any(value != 0)}
     for i, (path, value) in enumerate(values.items()):
         noise = 0.1 * jax.random.normal(jax.random.key(i), value.shape, value.dtype)
-        values[path] = jnp.where(jnp.any(value != 0), value, noise)
+        values[path] = noise if path in zero else value
 
     @jax.jit
     def outputs(values: dict[str, jax.Array]) -> jax.Array:
@@ -173,6 +178,7 @@ def audit(
         change = scaled / replaced if replaced else 0.0
         invariant = change < tolerance
         projected = leaf.path in weights_of or (affine == "project" and leaf.path in affine_of)
+        projected = projected and not zero.issuperset(group)
         held = projected or (affine == "regularize" and leaf.path in affine_of)
         if not replaced:  # noise is without effect where the function given draws none
             verdict = Verdict.FINE if leaf.role is Role.OUTPUT_NOISE else Verdict.UNUSED
@@ -187,4 +193,4 @@ def audit(
 
 
 def _something_else(value: jax.Array) -> jax.Array:
-    return jnp.flip(value) * jnp.linspace(-1, 1, value.size).reshape(value.shape)
+    return (jnp.flip(value) * jnp.linspace(-1, 1, value.size).reshape(value.shape)).astype(value.dtype)

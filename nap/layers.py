@@ -159,6 +159,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         """The layer's activations: `features_per_unit` of the activation for each unit."""
+        x = as_floats(x)
         return self.activation(finish(self, x @ self.kernel[...].astype(x.dtype)))
 
 
@@ -209,6 +210,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w features"]:
         """The layer's activations: `features_per_unit` of the activation for each unit."""
+        x = as_floats(x)
         z = convolve(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
         return self.activation(finish(self, z))
 
@@ -238,8 +240,14 @@ class Output(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """The head's outputs."""
+        x = as_floats(x)
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def as_floats(x: Array) -> Float[Array, "..."]:
+    """What a layer takes in: floating-point numbers as they are, in whose precision it computes; others in float32."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:

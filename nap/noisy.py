@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from nap.activations import Activation, ActivationName, make_activation
-from nap.layers import Norm, check_choice, finish, norm_or_bias, uniform_fan_in
+from nap.layers import Norm, as_floats, check_choice, finish, norm_or_bias, uniform_fan_in
 from nap.roles import Role
 
 SIGMA = 0.1
@@ -106,10 +106,12 @@ def _noisy_product(
     layer: NoisyLinear | NoisyOutput, x: Float[Array, "batch inputs"], key: Key[Array, ""] | None
 ) -> Float[Array, "batch outputs"]:
     """x (W + S * f(a) f(b)^T), and the noise on the bias; as two products, so that examples have noise of their own."""
+    x = as_floats(x)
     product = x @ layer.kernel[...].astype(x.dtype)
     if key is None:
         return product
-    a, b = (factor(k, (x.shape[0], n)) for k, n in zip(jax.random.split(key), layer.kernel.shape, strict=True))
+    shapes = [(*x.shape[:-1], n) for n in layer.kernel.shape]
+    a, b = (factor(k, shape) for k, shape in zip(jax.random.split(key), shapes, strict=True))
     noise = (x * a.astype(x.dtype)) @ layer.noise[...].astype(x.dtype)
     if layer.noise_bias is not None:
         noise = noise + layer.noise_bias[...].astype(x.dtype)

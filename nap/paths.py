@@ -29,14 +29,15 @@ def _plain(key: Any) -> Key:
 
 
 def _is_variable(node: Any) -> bool:
-    """Whether a node is an NNX variable: known by what it offers, so that this file needs no Flax."""
-    return hasattr(node, "get_metadata")
+    """Whether a node is an NNX variable, or a box of Linen's: known by what it offers, so that this needs no Flax."""
+    return hasattr(node, "get_metadata") or (hasattr(node, "unbox") and hasattr(node, "add_axis"))
 
 
 def keys_and_leaves(tree: PyTree) -> list[tuple[tuple[Key, ...], Any]]:
     """Every leaf with the keys that lead to it, in JAX's flattening order.
 
-    The attribute under which an NNX variable holds its array is left out: "conv/kernel", not "conv/kernel/value".
+    The attribute under which an NNX variable, or a box such as Linen's `Partitioned`, holds its array is left out:
+    "conv/kernel", not "conv/kernel/value".
     """
     variables = {
         tuple(_plain(key) for key in keys)
@@ -54,7 +55,7 @@ def metadata(tree: PyTree, name: str) -> dict[str, Any]:
     """What the NNX variables of a tree declare under `name`, by path; empty for every other kind of tree."""
     declared = {}
     for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable):
-        if _is_variable(node) and (value := node.get_metadata().get(name)) is not None:
+        if hasattr(node, "get_metadata") and (value := node.get_metadata().get(name)) is not None:
             declared[join(_plain(key) for key in keys)] = value
     return declared
 

@@ -59,7 +59,7 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
       Norms by path ("layer/kernel+layer/noise" for a joint one), float32 at least: scalars, or, where axes are kept,
       arrays with the reduced axes left at size 1.
     """
-    resolved = _resolve(params, roles)
+    resolved = resolve(params, roles)
     leaves = paths.leaves(params)
     norms = {}
     for group in weight_groups(resolved):
@@ -146,8 +146,8 @@ def normalize_and_project(
       optimizer: the complete optimizer, learning rate, clipping and interventions included.
       affine: what happens to the scale and offset of hidden normalization layers. "project": scale and offset are one
         vector, projected to its initial norm (sqrt(d) for scale 1, offset 0), which leaves the function unchanged where
-        a ReLU-like activation and another normalized layer follow. "regularize": pulled to 1 and 0 by a quadratic
-        penalty, for other activations. "free": left alone.
+        a ReLU-like activation and another normalized layer follow. "regularize": pulled to their initial values, mostly
+        1 and 0, by a quadratic penalty, for other activations. "free": left alone.
       affine_strength: weight of that penalty, added to the gradient as `affine_strength * (value - initial)`.
       every: as in `project_weights`.
       roles: as in `project_weights`.
@@ -159,11 +159,16 @@ def normalize_and_project(
     Raises:
       ValueError: an unknown `affine`, `every` < 1; at `init`, if there is nothing to project.
     """
-    if affine not in get_args(Affine):
-        raise ValueError(f"affine must be one of {', '.join(map(repr, get_args(Affine)))}, got {affine!r}")
+    check_affine(affine)
     before = [_pull_affine(affine_strength, roles)] if affine == "regularize" else []
     chain = optax.chain(*before, optimizer, _projection(every, roles, axes, affine))
     return optax.with_extra_args_support(chain)
+
+
+def check_affine(affine: str) -> None:
+    """Raises ValueError for an unknown choice."""
+    if affine not in get_args(Affine):
+        raise ValueError(f"affine must be one of {', '.join(map(repr, get_args(Affine)))}, got {affine!r}")
 
 
 def _projection(
@@ -173,7 +178,7 @@ def _projection(
         raise ValueError(f"every must be at least 1 (project at every update), got {every}")
 
     def init_fn(params: PyTree) -> ProjectionState:
-        resolved = _resolve(params, roles)
+        resolved = resolve(params, roles)
         targets = weight_norms(params, resolved, axes)
         if not targets:
             raise ValueError(f"there is no hidden weight to project; the roles are\n{resolved}")
@@ -213,23 +218,31 @@ def _toward(params: PyTree, updates: PyTree, target_norms: Norms) -> PyTree:
 
 
 def _pull_affine(strength: float, roles: RoleSpec) -> optax.GradientTransformation:
-    """Add the gradient of strength/2 ||value - initial||^2 for scales (initial 1) and offsets (initial 0)."""
+    """Add the gradient of strength/2 ||value - initial||^2 for scales and offsets; the state is the initial values."""
+
+    def init_fn(params: PyTree) -> dict[str, Float[Array, "..."]]:
+        values = paths.leaves(params)
+        return {path: jnp.copy(values[path]) for path in resolve(params, roles).paths(*AFFINE) if path in values}
 
     def update_fn(updates, state, params=None):
         if params is None:
             raise ValueError(_NO_PARAMS)
-        resolved, values, steps = _resolve(params, roles), paths.leaves(params), paths.leaves(updates)
+        values, steps = paths.leaves(params), paths.leaves(updates)
         pulled = {
-            path: steps[path] + strength * (values[path] - AFFINE[resolved[path].role])
-            for path in resolved.paths(*AFFINE)
-            if path in values
+            path: steps[path] + (strength * (values[path] - initial)).astype(steps[path].dtype)
+            for path, initial in state.items()
         }
         return paths.replace(updates, pulled), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _resolve(params: PyTree, roles: RoleSpec) -> Roles:
+def resolve(params: PyTree, roles: RoleSpec) -> Roles:
+    """The roles that a transformation goes by.
+
+    Raises:
+      ValueError: as `nap.roles`; a part of the tree is hidden; or finished roles are of another tree.
+    """
     hidden = any(
         isinstance(node, optax.MaskedNode)
         for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
@@ -239,7 +252,10 @@ def _resolve(params: PyTree, roles: RoleSpec) -> Roles:
             "a part of the parameters is masked (optax.partition or masked), so roles can't be decided from here: "
             "pass roles=nap.roles(params), made from the whole tree"
         )
-    return find_roles(params, roles)
+    resolved, leaves = find_roles(params, roles), paths.leaves(params)
+    if leaves and not hidden and not any(leaf.path in leaves for leaf in resolved):
+        raise ValueError(f"the roles are of another tree: they have no {next(iter(leaves))!r}\n{resolved}")
+    return resolved
 
 
 def _reduced_axes(rank: int, stacked: int, kept: int | Sequence[int] | None) -> list[int] | None:

@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import enum
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -83,10 +84,13 @@ class Roles:
 
     def __getitem__(self, path: str) -> LeafRole:
         """The row of one leaf; KeyError with the nearest path where there is none."""
-        for leaf in self.leaves:
-            if leaf.path == path:
-                return leaf
-        raise KeyError(f"no parameter {path!r}{_nearest(path, [leaf.path for leaf in self.leaves])}")
+        if path not in self._by_path:
+            raise KeyError(f"no parameter {path!r}{nearest(path, list(self._by_path))}")
+        return self._by_path[path]
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, LeafRole]:
+        return {leaf.path: leaf for leaf in self.leaves}
 
     def __iter__(self) -> Iterator[LeafRole]:
         """The rows, in the tree's order."""
@@ -240,7 +244,9 @@ def _kind(node: _Node, nodes: list[_Node]) -> tuple[Role, str] | None:
 
 def _decide_weights(nodes: list[_Node], decided: dict[str, tuple[Role, str]]) -> None:
     """Hidden or output: an output weight is one whose outputs no later layer takes in."""
-    weights = [n for n in nodes if n.is_array and len(n.inner) >= 2]
+    matrices = [n for n in nodes if n.is_array and len(n.inner) >= 2]
+    tables = [n for n in matrices if decided.get(n.path, (None,))[0] is Role.EMBEDDING]
+    weights = [n for n in matrices if n not in tables]  # a table takes integers
     norms = [n for n in nodes if decided.get(n.path, (None,))[0] in (Role.SCALE, Role.OUTPUT_SCALE)]
     undecided = [n for n in weights if n.path not in decided]
     for node in undecided:
@@ -250,7 +256,10 @@ def _decide_weights(nodes: list[_Node], decided: dict[str, tuple[Role, str]]) ->
             decided[node.path] = Role.HIDDEN, f"its {node.fan[1]} outputs go into {takers[0].path}"
         else:
             decided[node.path] = Role.OUTPUT, f"no other parameter takes its {node.fan[1]} outputs"
-    if undecided and not any(role in (Role.OUTPUT, Role.EMBEDDING) for role, _ in decided.values()):
+    # A tied table is the output layer itself, unless one of the weights has as many outputs as it has rows.
+    rows = {table.inner[0] for table in tables}
+    tied = bool(tables) and not any(node.fan[1] in rows for node in undecided)
+    if undecided and not tied and not any(role is Role.OUTPUT for role, _ in decided.values()):
         raise ValueError(
             "no output layer can be told apart from the hidden ones by its shape; name it, e.g. "
             f"roles={{{undecided[-1].path!r}: 'output weight'}} (weights: {', '.join(n.path for n in undecided)})"
@@ -289,16 +298,24 @@ def _stands_before(first: tuple[Key, ...], second: tuple[Key, ...]) -> bool:
             continue
         if isinstance(a, int) and isinstance(b, int):
             return a < b
-        stem_a, stem_b = (re.fullmatch(r"(.*?)(\d+)", str(key)) for key in (a, b))
-        return bool(stem_a and stem_b and stem_a[1] == stem_b[1] and int(stem_a[2]) < int(stem_b[2]))
+        (stem_a, number_a), (stem_b, number_b) = _numbered(str(a)), _numbered(str(b))
+        return stem_a == stem_b and -1 < number_a < number_b
     return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbered(key: str) -> tuple[str, int]:
+    """A name and the number at its end, -1 where there is none."""
+    found = re.fullmatch(r"(.*?)(\d+)", key)
+    return (found[1], int(found[2])) if found else (key, -1)
 
 
 def _stacked_axes(entries: list[tuple[tuple[Key, ...], Any]]) -> dict[str, int]:
     """How many leading axes of each leaf stack whole layers.
 
     A subtree is stacked if all its arrays share their leading dimension and even its vectors (known by the names of
-    Flax and PyTorch) have it; a normalization layer alone does not count, since its scale may have several axes.
+    Flax and PyTorch) have it; a normalization layer alone does not count, since its scale may have several axes. What
+    has that axis alone is a number of each layer, like a slope.
     """
     arrays = {keys: tuple(leaf.shape) for keys, leaf in entries if paths.is_weight_array(leaf)}
     vectors = _SCALE_NAMES | _OFFSET_NAMES
@@ -307,7 +324,7 @@ def _stacked_axes(entries: list[tuple[tuple[Key, ...], Any]]) -> dict[str, int]:
         inside = {keys: shape for keys, shape in arrays.items() if keys[: len(subtree)] == subtree}
         depth = 0
         while (
-            all(len(shape) > depth + 1 for shape in inside.values())
+            all(len(shape) > depth + (keys[-1] in vectors) for keys, shape in inside.items())
             and len({shape[depth] for shape in inside.values()}) == 1
             and any(keys[-1] in vectors for keys in inside)
             and any(len(shape) > depth + 2 and keys[-1] not in vectors for keys, shape in inside.items())
@@ -324,7 +341,7 @@ def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[st
     for pattern, value in patterns.items():
         hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
-            raise ValueError(f"no parameter matches {pattern!r}{_nearest(pattern, names)}")
+            raise ValueError(f"no parameter matches {pattern!r}{nearest(pattern, names)}")
         try:
             matched.update(dict.fromkeys(hits, kind(value)))
         except ValueError:
@@ -333,6 +350,7 @@ def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[st
     return matched
 
 
-def _nearest(path: str, known: list[str]) -> str:
+def nearest(path: str, known: list[str]) -> str:
+    """The end of a message: which path comes nearest; "" where there is none."""
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     return f"; the nearest path is {close[0]!r}" if close else ""

@@ -16,6 +16,7 @@ from nap.interventions.weights import incoming_axes
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import Role
+from nap.schedules import checks
 from nap.steps import landing, wide
 
 
@@ -63,10 +64,9 @@ def dash(
     Raises:
       ValueError: `alpha` not in 0 to 1 (0 excluded), `shrink` not in 0 to 1, or not 1 <= `window` < `every`.
     """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
-    if not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must lie in 0 to 1 (1 shrinks nothing), got {shrink}")
+    checks.positive(alpha=alpha)
+    checks.share("alpha", alpha)
+    checks.share("shrink", shrink, " (1 shrinks nothing)")
     if not 1 <= window < every:
         raise ValueError(f"window must lie in 1 to {every - 1}, below every={every}, got {window}")
     inner = optax.with_extra_args_support(optimizer)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from nap.interventions.rarely import rarely
 from nap.interventions.units import NOT_GIVEN, Readers, as_step, by_unit, count_units, recycle
 from nap.paths import PyTree
+from nap.schedules import checks
 
 
 class ReDoState(NamedTuple):
@@ -62,8 +63,7 @@ def redo(
       ValueError: `tau` < 0, `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the
         parameters.
     """
-    if not tau >= 0:
-        raise ValueError(f"tau must be at least 0, got {tau}")
+    checks.not_negative(tau=tau)
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
     if not 1 <= batches <= every:

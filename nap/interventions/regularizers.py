@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from nap import paths
 from nap.paths import PyTree
-from nap.projection import RoleSpec
+from nap.projection import RoleSpec, resolve
 from nap.roles import LeafRole, Role
-from nap.roles import roles as find_roles
+from nap.schedules import checks
 from nap.steps import wide
 
 _WARM_UP = 30
@@ -86,7 +86,7 @@ def l2(strength: float) -> optax.GradientTransformation:
     Raises:
       ValueError: `strength` < 0.
     """
-    _check_strength(strength)
+    checks.not_negative(strength=strength)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "l2")
@@ -109,7 +109,7 @@ def l2_init(strength: float) -> optax.GradientTransformation:
     Raises:
       ValueError: `strength` < 0.
     """
-    _check_strength(strength)
+    checks.not_negative(strength=strength)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "l2_init")
@@ -135,7 +135,7 @@ def w2_init(strength: float) -> optax.GradientTransformation:
     Raises:
       ValueError: `strength` < 0.
     """
-    _check_strength(strength)
+    checks.not_negative(strength=strength)
 
     def init_fn(params: PyTree) -> W2InitState:
         floats = [leaf for leaf in jax.tree.leaves(params) if paths.is_weight_array(leaf)]
@@ -172,7 +172,7 @@ def parseval(strength: float = 1e-3, scale: float = 2.0, *, roles: RoleSpec = No
     Raises:
       ValueError: `strength` < 0.
     """
-    _check_strength(strength)
+    checks.not_negative(strength=strength)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "parseval")
@@ -203,7 +203,7 @@ def spectral_regularization(strength: float, power: int = 2, *, roles: RoleSpec 
     Raises:
       ValueError: `strength` < 0 or `power` < 1.
     """
-    _check_strength(strength)
+    checks.not_negative(strength=strength)
     if power < 1:
         raise ValueError(f"power must be at least 1, got {power}")
 
@@ -234,7 +234,7 @@ def with_roles(params: PyTree, roles: RoleSpec, *wanted: Role) -> list[LeafRole]
     leaves = paths.leaves(params)
     if not leaves:
         return []
-    return [leaf for leaf in find_roles(params, roles) if leaf.role in wanted and leaf.path in leaves]
+    return [leaf for leaf in resolve(params, roles) if leaf.role in wanted and leaf.path in leaves]
 
 
 def unit_axis(leaf: LeafRole) -> int:
@@ -302,8 +302,3 @@ def _parts(sizes: Sequence[int]) -> Iterator[slice]:
 
 def _concatenate(arrays: Sequence[Array]) -> Array:
     return jnp.concatenate(arrays) if arrays else jnp.zeros(0)
-
-
-def _check_strength(strength: float) -> None:
-    if not 0 <= strength < math.inf:
-        raise ValueError(f"strength must be at least 0 and finite, got {strength}")

@@ -145,9 +145,11 @@ def matching(params: PyTree, patterns: Iterable[str]) -> set[str]:
     """The paths of all leaves that a pattern matches.
 
     Raises:
-      ValueError: a pattern that matches nothing (in a tree without leaves, such as optax's stand-in for the parameters,
-        none has to).
+      ValueError: a single text; a pattern that matches nothing (in a tree without leaves, such as optax's stand-in for
+        the parameters, none has to).
     """
+    if isinstance(patterns, str):
+        raise ValueError(f"patterns must be a list of them, got the text {patterns!r}: write [{patterns!r}]")
     names = list(paths.leaves(params))
     found: set[str] = set()
     for pattern in patterns:

@@ -47,6 +47,8 @@ def count_units(params: PyTree, readers: Readers, features: int = 1) -> dict[str
     leaves = paths.leaves(params)
     units = {}
     for layer, reading in readers.items():
+        if isinstance(reading, str):
+            raise ValueError(f"the readers of {layer!r} must be a list of layers, got {reading!r}: write [{reading!r}]")
         for name in (layer, *reading):
             if f"{name}/kernel" not in leaves:
                 known = ", ".join(path.removesuffix("/kernel") for path in leaves if path.endswith("/kernel"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from nap.interventions.regularizers import needed
 from nap.paths import PyTree
+from nap.schedules import checks
 from nap.steps import wide
 
 
@@ -65,9 +65,7 @@ def upgd(
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
-    for name, value in (("sigma", sigma), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    checks.not_negative(sigma=sigma, weight_decay=weight_decay)
     inner = optax.with_extra_args_support(optax.identity() if direction is None else direction)
 
     def init_fn(params: PyTree) -> UPGDState:

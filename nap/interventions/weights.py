@@ -21,6 +21,7 @@ from nap.interventions.regularizers import SpectralState, first_vectors, follow_
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role
+from nap.schedules import checks
 from nap.steps import landing, moved, wide
 
 
@@ -67,10 +68,8 @@ def shrink_and_perturb(
     Raises:
       ValueError: `shrink` outside 0 to 1, `perturb` < 0, `every` < 1; at the update, if `init` draws other parameters.
     """
-    if not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must lie in 0 to 1 (1 keeps the weights), got {shrink}")
-    if not 0 <= perturb < math.inf:
-        raise ValueError(f"perturb must be at least 0 and finite, got {perturb}")
+    checks.share("shrink", shrink, " (1 keeps the weights)")
+    checks.not_negative(perturb=perturb)
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
 
@@ -103,8 +102,8 @@ def noisy_updates(scale: optax.ScalarOrSchedule, key: jax.Array) -> optax.Gradie
     Raises:
       ValueError: `scale` < 0.
     """
-    if isinstance(scale, int | float) and not 0 <= scale < math.inf:
-        raise ValueError(f"scale is a standard deviation, at least 0 and finite, got {scale}")
+    if not callable(scale):
+        checks.not_negative(scale=scale)
 
     def update_fn(updates, state, params=None):
         del params
@@ -131,8 +130,7 @@ def clip_weights(kappa: float, *, include_output: bool = True, roles: RoleSpec =
     Raises:
       ValueError: `kappa` <= 0.
     """
-    if not kappa > 0:
-        raise ValueError(f"kappa must be above 0, got {kappa}")
+    checks.positive(kappa=kappa)
     clipped = (Role.HIDDEN, Role.OUTPUT) if include_output else (Role.HIDDEN,)
 
     def update_fn(updates, state, params=None):
@@ -164,7 +162,7 @@ def spectral_normalization(radius: float = 1.0, *, roles: RoleSpec = None) -> op
     Raises:
       ValueError: `radius` <= 0.
     """
-    _check_radius(radius)
+    checks.positive(radius=radius)
 
     def init_fn(params: PyTree) -> SpectralState:
         return first_vectors(params, with_roles(params, roles, Role.HIDDEN))
@@ -195,7 +193,7 @@ def project_units(radius: float = 1.0, *, roles: RoleSpec = None) -> optax.Gradi
     Raises:
       ValueError: `radius` <= 0.
     """
-    _check_radius(radius)
+    checks.positive(radius=radius)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "project_units")
@@ -223,8 +221,7 @@ def hare_and_tortoise(*, momentum: float = 0.999, every: int) -> optax.GradientT
     Raises:
       ValueError: `momentum` outside 0 to 1, or `every` < 1.
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in 0 to 1, got {momentum}")
+    checks.share("momentum", momentum)
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
 
@@ -281,8 +278,3 @@ def _factor(radius: float, norm: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _random_state(key: jax.Array) -> RandomState:
     return RandomState(jnp.zeros([], jnp.int32), jnp.copy(key))
-
-
-def _check_radius(radius: float) -> None:
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius must be above 0 and finite, got {radius}")

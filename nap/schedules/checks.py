@@ -37,6 +37,11 @@ def not_negative(**values: Number) -> None:
     require("a finite number of at least 0", lambda value: (value >= 0) & np.isfinite(value), **values)
 
 
+def share(name: str, value: Number, explained: str = "") -> None:
+    """Require a number in 0 to 1; `explained` says in the message what that means."""
+    require(f"in 0 to 1{explained}", lambda value: (value >= 0) & (value <= 1), **{name: value})
+
+
 def updates(name: str, value: Number, least: int = 0) -> Any:
     """A number of updates, as an integer where it is known.
 

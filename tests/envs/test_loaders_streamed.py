@@ -155,7 +155,7 @@ def test_saved_to_disk(tmp_path):
     with pytest.raises(ValueError, match="it was saved without splits; save a DatasetDict"):
         open_stream(str(tmp_path / "single"), "validation")
     library.Dataset.from_dict({"text": []}).save_to_disk(str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="its split train can't be opened .it is empty"):
+    with pytest.raises(ValueError, match=r"its split train can't be opened \(it is empty"):
         open_stream(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="its split other can't be opened"):
         open_stream(str(tmp_path / "saved"), "other")
