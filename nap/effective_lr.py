@@ -53,8 +53,9 @@ def effective_learning_rates(
     Args:
       updates: what the optimizer returned: the steps that `optax.apply_updates` adds.
       params: the parameters before the update.
-      roles: `nap.roles(params)`, or what that takes beside the parameters; if given, its stacked axes keep values of their own, vectors of stacked layers are left out, and a hidden
-        weight and the noise weight beside it count as one.
+      roles: `nap.roles(params)`, or what that takes beside the parameters; if given, its stacked axes keep values of
+        their own, vectors of stacked layers are left out, and a hidden weight and the noise weight beside it count as
+        one.
 
     Returns:
       An `EffectiveLearningRate` by path ("layer/kernel+layer/noise" for two that count as one), output and embedding

@@ -150,3 +150,13 @@ def test_projection_keeps_the_effective_learning_rate_that_was_set():
     early, late = ratios(nap.normalize_and_project(optax.adam(2e-2)))
     assert late == pytest.approx(early, rel=0.1)
     assert paths.leaves(NETWORK.init(jax.random.key(0)))["hidden/1/kernel"].shape == (32, 32)
+
+
+def test_roles_by_name_and_narrow_updates():
+    params = {"a": jnp.ones((2, 3, 4), jnp.bfloat16), "b": jnp.ones((2, 4, 5), jnp.bfloat16)}
+    given = nap.roles(params, {"b": "output weight"}, stacked={"*": 1})
+    assert nap.effective_learning_rates(params, params, given)["a"].ratio.shape == (2,)
+    assert nap.effective_learning_rates(params, params, {"b": "output weight"})["a"].ratio.shape == ()
+    optimizer = nap.scale_by_schedules({"a": optax.linear_schedule(1.0, 0.0, 10)})
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    assert {leaf.dtype for leaf in updates.values()} == {jnp.bfloat16.dtype}

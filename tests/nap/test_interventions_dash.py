@@ -73,8 +73,8 @@ def test_nothing_happens_before_the_first_new_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 0.0}, "alpha must be above 0"),
-        ({"shrink": 1.5}, "shrink must lie in 0 to 1"),
+        ({"alpha": 0.0}, "alpha must be a finite number above 0"),
+        ({"shrink": 1.5}, "shrink must be in 0 to 1"),
         ({"window": 5}, "window must lie in 1 to 4, below every=5, got 5"),
         ({"window": 0}, "window must lie in 1 to 4"),
     ],

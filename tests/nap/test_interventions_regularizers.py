@@ -208,7 +208,7 @@ def test_a_reset_of_single_units_goes_through(make):
 @ALL
 def test_bad_arguments(make):
     for strength in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"strength must be at least 0 and finite, got {strength}"):
+        with pytest.raises(ValueError, match=f"strength must be a finite number of at least 0, got {strength}"):
             make(strength)
     regularizer = make(1.0)
     with pytest.raises(ValueError, match="needs the parameters"):
@@ -218,3 +218,16 @@ def test_bad_arguments(make):
 def test_a_power_below_one_is_an_error():
     with pytest.raises(ValueError, match="power must be at least 1, got 0"):
         spectral_regularization(1.0, 0)
+
+
+def test_strengths_may_be_traced():
+    """A sweep in one compiled function, or `optax.inject_hyperparams`."""
+    params, gradients = draw(0), draw(1)
+
+    def step(strength):
+        optimizer = optax.inject_hyperparams(l2_init)(strength=strength)
+        return optimizer.update(gradients, optimizer.init(draw(2)), params)[0]
+
+    both = jax.jit(jax.vmap(step))(jnp.asarray([0.1, 0.2]))
+    for i, strength in enumerate((0.1, 0.2)):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5), both, step(strength))

@@ -82,7 +82,7 @@ def test_the_direction_is_adams_and_the_utility_the_gradients():
     ("argument", "value"), [("beta", 1.0), ("sigma", -1.0), ("sigma", float("nan")), ("weight_decay", -1.0)]
 )
 def test_bad_arguments(argument, value):
-    with pytest.raises(ValueError, match=f"{argument} must be at least 0"):
+    with pytest.raises(ValueError, match=f"{argument} must be .*at least 0"):
         upgd(0.1, key=KEY, **{argument: value})
     with pytest.raises(ValueError, match="upgd needs the parameters"):
         upgd(0.1, key=KEY).update({}, upgd(0.1, key=KEY).init({}))

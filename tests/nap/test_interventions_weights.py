@@ -199,17 +199,20 @@ def test_weights_keep_their_dtype_and_small_shares_count():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: shrink_and_perturb(shrink=2.0, perturb=0.0, init=PLAIN.init, key=KEY), "shrink must lie in 0 to 1"),
-        (lambda: shrink_and_perturb(shrink=1.0, perturb=-1.0, init=PLAIN.init, key=KEY), "perturb must be at least 0"),
+        (lambda: shrink_and_perturb(shrink=2.0, perturb=0.0, init=PLAIN.init, key=KEY), "shrink must be in 0 to 1"),
+        (
+            lambda: shrink_and_perturb(shrink=1.0, perturb=-1.0, init=PLAIN.init, key=KEY),
+            "perturb must be a finite number of at least 0",
+        ),
         (
             lambda: shrink_and_perturb(shrink=1.0, perturb=0.0, init=PLAIN.init, key=KEY, every=0),
             "every must be at least 1",
         ),
-        (lambda: noisy_updates(-0.1, KEY), "scale is a standard deviation"),
-        (lambda: clip_weights(0.0), "kappa must be above 0"),
-        (lambda: spectral_normalization(0.0), "radius must be above 0"),
-        (lambda: project_units(-1.0), "radius must be above 0"),
-        (lambda: hare_and_tortoise(momentum=1.5, every=2), "momentum must lie in 0 to 1"),
+        (lambda: noisy_updates(-0.1, KEY), "scale must be a finite number of at least 0"),
+        (lambda: clip_weights(0.0), "kappa must be a finite number above 0"),
+        (lambda: spectral_normalization(0.0), "radius must be a finite number above 0"),
+        (lambda: project_units(-1.0), "radius must be a finite number above 0"),
+        (lambda: hare_and_tortoise(momentum=1.5, every=2), "momentum must be in 0 to 1"),
         (lambda: hare_and_tortoise(every=0), "every must be at least 1"),
     ],
 )

@@ -144,3 +144,34 @@ def test_a_parameter_without_effect_is_named():
 def test_an_output_of_zero_is_refused():
     with pytest.raises(ValueError, match="nothing to compare"):
         nap.audit(lambda p, x: 0 * x @ p["w"], {"w": jnp.ones((8, 2))}, VECTORS)
+
+
+VECTOR_MLP = as_functions(SHIPPED["mlp-layer"][0])
+
+
+def test_what_begins_as_zeros_is_not_projected():
+    params = VECTOR_MLP.init(jax.random.key(0))
+    zeroed = paths.map_leaves(lambda path, leaf: leaf * (path != "hidden/1/kernel"), params)
+    rows = nap.audit(VECTOR_MLP.apply, zeroed, VECTORS)
+    assert rows["hidden/1/kernel"].verdict is Verdict.IMPLICIT and not rows["hidden/1/kernel"].projected
+    assert nap.audit(VECTOR_MLP.apply, params, VECTORS)["hidden/1/kernel"].verdict is Verdict.FINE
+
+
+def test_what_is_asked_for_must_be_there():
+    params = VECTOR_MLP.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="affine must be one of 'project', 'regularize', 'free', got 'projct'"):
+        nap.audit(VECTOR_MLP.apply, params, VECTORS, affine="projct")
+    with pytest.raises(KeyError, match="no parameter 'hidden/1/kernle'; the nearest path is 'hidden/1/kernel'"):
+        nap.audit(VECTOR_MLP.apply, params, VECTORS)["hidden/1/kernle"]
+
+
+def test_a_network_in_bfloat16_with_a_scan_can_be_audited():
+    params = {"a": {"kernel": jnp.eye(4, 6, dtype=jnp.bfloat16)}, "b": {"kernel": jnp.ones((6, 2), jnp.bfloat16)}}
+
+    def apply(params, x):
+        def step(carry, _):
+            return carry + (x @ params["a"]["kernel"]).mean(0), None
+
+        return jax.lax.scan(step, jnp.zeros(6, jnp.bfloat16), None, length=2)[0] @ params["b"]["kernel"]
+
+    assert len(list(nap.audit(apply, params, jnp.ones((3, 4), jnp.bfloat16)))) == 2

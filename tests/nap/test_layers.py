@@ -20,6 +20,7 @@ from nap.layers import (
     uniform_fan_in,
 )
 from nap.networks import MLP, QNetwork, as_functions
+from nap.noisy import NoisyOutput
 from nap.roles import Role
 
 KINDS = pytest.mark.parametrize("norm", ["layer", "rms"])
@@ -226,3 +227,23 @@ def test_bad_input_is_told_in_one_line(call, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own words, not the type checker's
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_whole_numbers_are_taken_as_floating_point_ones():
+    """Never are weights cut to whole numbers."""
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 2)), jnp.uint8)
+    for layer, x in (
+        (Linear(2, 4, rngs=nnx.Rngs(0)), pixels),
+        (Conv(2, 4, 3, rngs=nnx.Rngs(0)), pixels),
+        (Output(2, 4, rngs=nnx.Rngs(0)), pixels),
+        (NoisyOutput(2, 4, rngs=nnx.Rngs(0)), pixels[:, 0, 0]),
+    ):
+        found = layer(x)
+        np.testing.assert_allclose(found, layer(x.astype(jnp.float32)))
+        assert found.dtype == jnp.float32 and np.std(found) > 0
+
+
+def test_noise_is_drawn_for_each_example_or_for_a_single_one():
+    layer, key = NoisyOutput(5, 3, rngs=nnx.Rngs(0)), jax.random.key(0)
+    assert layer(jnp.ones(5), key).shape == (3,)
+    assert len(np.unique(layer(jnp.ones((4, 4, 5)), key).round(6))) == 48

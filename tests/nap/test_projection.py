@@ -350,10 +350,23 @@ def test_affine_regularization_pulls_to_one_and_zero():
     params = nnx_state(jax.random.key(0))
     start = paths.replace(params, {"hidden/0/norm/scale": jnp.full(16, 3.0), "hidden/0/norm/offset": jnp.full(16, 2.0)})
     optimizer = nap.normalize_and_project(optax.sgd(1.0), affine="regularize", affine_strength=0.1)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(start), start)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(params), start)
     after = paths.leaves(optax.apply_updates(start, updates))
     np.testing.assert_allclose(after["hidden/0/norm/scale"], 3.0 - 0.1 * 2.0, rtol=1e-6)
     np.testing.assert_allclose(after["hidden/0/norm/offset"], 2.0 - 0.1 * 2.0, rtol=1e-6)
+
+
+def test_regularization_knows_what_init_was_told_where_updates_see_bare_arrays():
+    """`nnx.Optimizer` gives `update` no variables, only arrays, which declare nothing."""
+    model = MLP(8, [16, 16], 16, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, nap.normalize_and_project(optax.sgd(1.0), affine="regularize", affine_strength=0.1), wrt=nnx.Param
+    )
+    for layer in model.hidden:
+        layer.norm.scale[...] = jnp.full(16, 3.0)
+    optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(model.hidden[0].norm.scale[...], 3.0 - 0.1 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(model.hidden[1].norm.scale[...], 3.0)  # before the output: free
 
 
 def test_averages_of_projected_weights_can_be_projected_again():
@@ -373,6 +386,10 @@ def test_averages_of_projected_weights_can_be_projected_again():
         (lambda: nap.project_weights(every=0), "every must be at least 1"),
         (lambda: nap.normalize_and_project(optax.sgd(1.0), affine="norm"), "affine must be one of"),  # pyrefly: ignore
         (lambda: nap.project_weights().init({"w": jnp.ones((3, 2))}), "no hidden weight"),
+        (
+            lambda: nap.project_weights(roles=nap.roles(nnx_state(jax.random.key(0)))).init({"w": jnp.ones((3, 2))}),
+            "of another tree",
+        ),
         (lambda: nap.project({"w": jnp.ones(3)}, {"v": jnp.ones([])}), "no such leaf"),
         (lambda: nap.weight_norms({"w0": jnp.ones((2, 3)), "w1": jnp.ones((3, 1))}, axes=2), "out of range"),
         (

@@ -4,6 +4,8 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -101,6 +103,77 @@ def test_several_heads_are_all_outputs():
 def test_embeddings_are_seen():
     params = nested(embed__embedding=(100, 8), hidden__kernel=(8, 16), out__kernel=(16, 100))
     assert of(params)["embed/embedding"] == Role.EMBEDDING
+
+
+class Language(nn.Module):
+    """A decoder's skeleton, its head not tied to the table."""
+
+    vocabulary: int = 50
+    width: int = 12
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(self.vocabulary, self.width)(tokens)
+        for _ in range(2):
+            x = nn.relu(nn.LayerNorm()(nn.Dense(self.width, use_bias=False)(x)))
+        return nn.Dense(self.vocabulary, use_bias=False, name="lm_head")(x)
+
+
+def test_a_table_takes_no_outputs_in_so_a_head_beside_it_is_one():
+    params = Language().init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    found = nap.roles(params)
+    assert found["lm_head/kernel"].role is Role.OUTPUT and found["LayerNorm_1/scale"].role is Role.OUTPUT_SCALE
+    assert set(nap.weight_norms(params)) == {"Dense_0/kernel", "Dense_1/kernel"}
+    square = Language(vocabulary=12).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    with pytest.raises(ValueError, match="no output layer can be told apart"):
+        nap.roles(square)
+    del params["lm_head"]  # the table is the output layer, too
+    assert set(nap.weight_norms(params)) == {"Dense_0/kernel", "Dense_1/kernel"}
+
+
+class Boxed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        kernel, scale, bias = (
+            nn.with_partitioning(init, names)
+            for init, names in (
+                (nn.initializers.lecun_normal(), (None, "model")),
+                (nn.initializers.ones, ("model",)),
+                (nn.initializers.zeros, ("model",)),
+            )
+        )
+        x = nn.LayerNorm(scale_init=scale, bias_init=bias)(nn.Dense(16, use_bias=False, kernel_init=kernel)(x))
+        return nn.Dense(3)(nn.LayerNorm()(nn.Dense(12, use_bias=False)(nn.relu(x))))
+
+
+def test_boxed_parameters_have_the_paths_and_roles_of_plain_ones():
+    boxed = Boxed().init(jax.random.key(0), jnp.ones((1, 8)))["params"]
+    plain = nn.meta.unbox(boxed)
+    assert [(leaf.path, leaf.role) for leaf in nap.roles(boxed)] == [(l.path, l.role) for l in nap.roles(plain)]
+    optimizer = nap.project_weights()
+    moved = jax.tree.map(jnp.ones_like, boxed)
+    updates, _ = optimizer.update(moved, optimizer.init(boxed), boxed)
+    after = nap.weight_norms(nn.meta.unbox(optax.apply_updates(boxed, updates)))
+    for path, norm in nap.weight_norms(plain).items():
+        np.testing.assert_allclose(after[path], norm, rtol=1e-5)
+
+
+def test_a_number_of_each_layer_does_not_hide_that_layers_are_stacked():
+    def member(key):
+        params = LinenMLPs().init(key, jnp.ones((1, 8)))["params"]
+        return params | {"PReLU_0": {"negative_slope": jnp.ones(())}}
+
+    found = nap.roles(jax.vmap(member)(jax.random.split(jax.random.key(0), 5)))
+    assert {leaf.stacked for leaf in found} == {1}
+    assert {leaf.stacked for leaf in nap.roles(member(jax.random.key(0)))} == {0}
+
+
+class LinenMLPs(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for width in (16, 12):
+            x = nn.relu(nn.LayerNorm()(nn.Dense(width, use_bias=False)(x)))
+        return nn.Dense(3)(x)
 
 
 def test_stacked_layers_are_seen_by_their_vectors():
