@@ -1,5 +1,5 @@
 # The project's jobs. All that is needed beforehand: python3 (3.11 or newer), pip and make.
-# Each job first makes .venv if it is missing, older than pyproject.toml or made by another PYTHON.
+# Each job first makes .venv if it is missing or made by another PYTHON, and brings it up to date with pyproject.toml.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,7 +40,7 @@ clean:  ## remove the virtual environment (runs/ stays)
 
 $(ready_to_run): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear $(VENV)
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	$(run) -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
 	@touch $@
 

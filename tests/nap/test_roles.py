@@ -149,7 +149,7 @@ class Boxed(nn.Module):
 def test_boxed_parameters_have_the_paths_and_roles_of_plain_ones():
     boxed = Boxed().init(jax.random.key(0), jnp.ones((1, 8)))["params"]
     plain = nn.meta.unbox(boxed)
-    assert [(leaf.path, leaf.role) for leaf in nap.roles(boxed)] == [(l.path, l.role) for l in nap.roles(plain)]
+    assert [(leaf.path, leaf.role) for leaf in nap.roles(boxed)] == [(o.path, o.role) for o in nap.roles(plain)]
     optimizer = nap.project_weights()
     moved = jax.tree.map(jnp.ones_like, boxed)
     updates, _ = optimizer.update(moved, optimizer.init(boxed), boxed)
