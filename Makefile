@@ -18,7 +18,7 @@ demo: $(ready_to_run)  ## DQN on Pong with and without NaP, then a report
 	$(run) -m experiments report runs/atari --out runs/atari/report.html
 
 test: $(ready_to_test)  ## the whole test suite
-	$(run) -m pytest -n 2 $(PYTEST_ARGS)
+	$(run) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 soak: $(ready_to_test)  ## a run that is killed twenty times; minutes
 	$(run) -m pytest -m soak

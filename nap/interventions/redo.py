@@ -45,8 +45,9 @@ def redo(
     """Recycle tau-dormant units every `every` updates (Sokar et al., 2023, algorithm 1).
 
     A unit is dormant if its mean absolute activation is at most tau times its layer's mean. It gets fresh incoming
-    weights (scale and offset included) and no outgoing ones, and the optimizer forgets what it knew of both; wrap
-    `interventions.adam` so that this goes for step counts too. Call `update(gradients, state, params,
+    weights (its bias, scale and offset included, where they lie below the layer's own path, as in `nap.layers`) and no
+    outgoing ones, and the optimizer forgets what it knew of both; wrap `interventions.adam` so that this goes for step
+    counts too. Layers have a `kernel`, inputs before outputs, as Flax's do. Call `update(gradients, state, params,
     activations=...)` with the activations of the batch that the gradients are of.
 
     Args:
