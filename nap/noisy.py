@@ -63,8 +63,8 @@ class NoisyLinear(nnx.Module):
         self.activation = make_activation(activation, outputs)
 
     def __call__(
-        self, x: Float[Array, "batch inputs"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "batch features"]:
+        self, x: Float[Array, "*batch inputs"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*batch features"]:
         """The layer's activations; without a key there is no noise."""
         return self.activation(finish(self, _noisy_product(self, x, key)))
 
@@ -96,15 +96,15 @@ class NoisyOutput(nnx.Module):
         self.noise_bias = nnx.Param(_strength((outputs,), inputs, sigma), role=Role.OUTPUT_NOISE)
 
     def __call__(
-        self, x: Float[Array, "batch inputs"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "batch outputs"]:
+        self, x: Float[Array, "*batch inputs"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*batch outputs"]:
         """The head's outputs; without a key there is no noise."""
         return _noisy_product(self, x, key)
 
 
 def _noisy_product(
-    layer: NoisyLinear | NoisyOutput, x: Float[Array, "batch inputs"], key: Key[Array, ""] | None
-) -> Float[Array, "batch outputs"]:
+    layer: NoisyLinear | NoisyOutput, x: Float[Array, "*batch inputs"], key: Key[Array, ""] | None
+) -> Float[Array, "*batch outputs"]:
     """x (W + S * f(a) f(b)^T), and the noise on the bias; as two products, so that examples have noise of their own."""
     x = as_floats(x)
     product = x @ layer.kernel[...].astype(x.dtype)

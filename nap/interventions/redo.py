@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -61,10 +62,10 @@ def redo(
         64 examples or more.
 
     Raises:
-      ValueError: `tau` < 0, `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the
+      ValueError: `tau` is NaN, `every` < 1 or `batches` not in 1 to `every`; at `init`, if `readers` does not fit the
         parameters.
     """
-    checks.not_negative(tau=tau)
+    checks.require("a number", lambda value: ~np.isnan(value), tau=tau)
     if every < 1:
         raise ValueError(f"every must be at least 1 update, got {every}")
     if not 1 <= batches <= every:

@@ -73,7 +73,7 @@ class Spectrum(NamedTuple):
     right: Float[Array, "*stacked units"]
 
 
-def l2(strength: float) -> optax.GradientTransformation:
+def l2(strength: checks.Number) -> optax.GradientTransformation:
     """Add the gradient of strength * ||theta||^2, which is 2 * strength * theta, for every floating-point parameter.
 
     The factor 2 is the convention of L2 Init (Kumar et al., 2023); a weight decay of `d` has strength d / 2. It passes
@@ -97,7 +97,7 @@ def l2(strength: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
 
-def l2_init(strength: float) -> optax.GradientTransformation:
+def l2_init(strength: checks.Number) -> optax.GradientTransformation:
     """Add the gradient of strength * ||theta - theta_0||^2 for every floating-point parameter (Kumar et al., 2023).
 
     theta_0 are the parameters that `init` is given. Where a wrapper resets weights and the optimizer state that belongs
@@ -122,7 +122,7 @@ def l2_init(strength: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: L2InitState(jax.tree.map(jnp.copy, params)), update_fn)
 
 
-def w2_init(strength: float) -> optax.GradientTransformation:
+def w2_init(strength: checks.Number) -> optax.GradientTransformation:
     """Add the gradient of a Wasserstein penalty: the weights' distribution stays that of the initial weights.
 
     For each floating-point leaf, strength * sum_i (theta_(i) - theta_0(i))^2, where (i) means the i-th smallest value:
@@ -156,7 +156,9 @@ def w2_init(strength: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def parseval(strength: float = 1e-3, scale: float = 2.0, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+def parseval(
+    strength: checks.Number = 1e-3, scale: float = 2.0, *, roles: RoleSpec = None
+) -> optax.GradientTransformation:
     """Add the gradient of strength * ||K^T K - scale * I||_F^2 for every hidden weight K (Chung et al., 2024).
 
     K^T K holds the inner products of the units' incoming weights (the paper writes W W^T with a row a unit): units are
@@ -180,14 +182,16 @@ def parseval(strength: float = 1e-3, scale: float = 2.0, *, roles: RoleSpec = No
         for leaf in with_roles(params, roles, Role.HIDDEN):
             matrix = as_matrix(weights[leaf.path], leaf)
             products = jnp.einsum("...nu,...nv->...uv", matrix, matrix) - scale * jnp.eye(matrix.shape[-1])
-            pull = from_matrix(4 * strength * matrix @ products, weights[leaf.path], leaf)
+            pull = strength * from_matrix(4 * matrix @ products, weights[leaf.path], leaf)
             new[leaf.path] = steps[leaf.path] + pull.astype(steps[leaf.path].dtype)
         return paths.replace(updates, new), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
 
-def spectral_regularization(strength: float, power: int = 2, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+def spectral_regularization(
+    strength: checks.Number, power: int = 2, *, roles: RoleSpec = None
+) -> optax.GradientTransformation:
     """Pull the largest singular value of every weight to 1, and every bias to 0 (Lewandowski et al., 2024).
 
     Adds the gradient of strength * (sum over hidden and output weights of (sigma^power - 1)^2 + sum over biases of

@@ -142,12 +142,15 @@ def test_no_step_copies_the_replay(agent, num_envs, period):
     assert copied, "else the pattern finds nothing in XLA's text"
 
 
-def test_every_episode_that_ended_while_learning_is_told_of_once():
+def test_every_episode_that_ended_is_told_of_once():
     _, logs = compiled_run("double-dqn", 4, 4, [3], (96, 72))
-    # Episodes of catch on five rows take four steps. The last update told of in the first part is the 8th, with step 21
-    # of each environment; in the second, which begins anew, the 28th with step 17.
-    assert [log.updates for log in logs[0]] == [1, 4, 8, 12, 16, 20, 24, 28]
-    assert sum(len(log.returns) for log in logs[0]) == 4 * (21 // 4 + 17 // 4)
+    # Episodes of catch on five rows take four steps. The first part ends with update 11 and step 24 of each
+    # environment, the second, which begins anew, with update 29 and step 18.
+    assert [(log.updates, bool(log.measured)) for log in logs[0]] == [
+        *((updates, True) for updates in (1, 4, 8)), (11, False),
+        *((updates, True) for updates in (12, 16, 20, 24, 28)), (29, False),
+    ]  # fmt: skip
+    assert sum(len(log.returns) for log in logs[0]) == 4 * (24 // 4 + 18 // 4)
     assert {value for log in logs[0] for value in log.returns} <= {-1.0, 1.0}
 
 
@@ -176,7 +179,7 @@ def test_a_later_task_waits_for_its_own_experience_and_counts_its_own_updates():
         hooks=hooks,
     )
     assert int(state.agent.updates[0]) == 11 + (72 - 4 - 48) // 4
-    assert [log.updates for log in logs[0]] == [12, 15]
+    assert [log.updates for log in logs[0]] == [12, 15, 16]
     assert logs[0][0].agent_steps == 96 + 48 + 4
 
 

@@ -24,7 +24,7 @@ OPTIONS = {
     "num_envs": 2, "evaluation_episodes": 2, "batch_size": 8, "update_period": 4, "n_step": 3, "target_period": 16,
     "log_every": 8, "exploration_frames": 1000, "lr": 1e-3,
 }  # fmt: skip
-RECORDS = [4, 6]  # of each iteration: at updates 1, 8, 16 / 24, ..., 56, and one of the evaluation
+RECORDS = [5, 7]  # of each iteration: at updates 1, 8, 16 / 24, ..., 56, at its end, and one of the evaluation
 
 
 def arguments(out: Path, **changes) -> list[str]:
@@ -83,9 +83,11 @@ def test_killed_at_random_moments_and_resumed_it_equals_the_uninterrupted_run(wh
 def test_the_records_say_what_was_done_when(whole):
     folder = folder_of(whole)
     rows, evaluations = records(folder), records(folder, "eval")
-    assert [row["updates"] for row in rows] == [1, *range(8, 57, 8)]
-    assert [row["iteration"] for row in rows + evaluations] == [1] * 3 + [2] * 5 + [1, 2]
+    assert [row["updates"] for row in rows] == [1, 8, 16, 23, *range(24, 57, 8), 63]
+    assert [row["iteration"] for row in rows + evaluations] == [1] * 4 + [2] * 6 + [1, 2]
     assert lines(folder / "metrics.jsonl") == sum(RECORDS)
+    for row, frames in zip((rows.pop(3), rows.pop()), (640, 1280), strict=True):  # what was left to tell at the end
+        assert row["frames"] == frames and math.isfinite(row["loss"]) and "elr/output" not in row
     for row in rows:
         # An update is due every 4 agent steps from the 64th on.
         assert row["agent_steps"] == 64 + 4 * row["updates"] and row["frames"] == 4 * row["agent_steps"]
@@ -101,7 +103,7 @@ def test_the_records_say_what_was_done_when(whole):
 
 
 def test_nap_holds_the_hidden_norms_and_only_those(whole):
-    rows = records(folder_of(whole))
+    rows = [row for row in records(folder_of(whole)) if "elr/output" in row]
     for name in HIDDEN:
         np.testing.assert_allclose([row[name] for row in rows], rows[0][name], rtol=1e-6, err_msg=name)
     output = [row["weight_norm/output"] for row in rows]

@@ -226,7 +226,7 @@ def test_methods_that_differ_in_more_than_the_method_are_named(tmp_path):
     make_run(tmp_path, Config(method="none", protocol="v5"), rows=4, layers=ONE_LAYER)
     make_run(tmp_path, Config(method="nap", seed=1), rows=4, layers=ONE_LAYER)
     words = "".join(Page(write_report([tmp_path]).read_text()).words)
-    assert "Beside the method, they differ in: protocol machado for nap, v5 for none." in words
+    assert "Beside the method, they differ in: protocol v5 for none, machado for nap." in words
     make_run(tmp_path, Config(method="none"), rows=4, layers=ONE_LAYER)  # now it is in the label
     assert "Beside the method" not in "".join(Page(write_report([tmp_path]).read_text()).words)
 

@@ -63,6 +63,8 @@ def test_a_visit_has_the_updates_that_its_schedule_is_made_for(whole):
     rows = rows_of(whole, "train")
     for visit in range(4):
         of_visit = [row for row in rows if row["visit"] == visit + 1 and row["seed"] == 1]
+        # Not what is left to tell at the end of an iteration.
+        of_visit = [row for row in of_visit if any(name.startswith("elr/") for name in row)]
         assert of_visit[0]["updates"] == visit * UPDATES + 1
         np.testing.assert_allclose(of_visit[0]["learning_rate"], 1e-3, rtol=1e-6)
         assert of_visit[-1]["updates"] == visit * UPDATES + UPDATES // 4 * 4

@@ -222,11 +222,11 @@ def test_a_power_below_one_is_an_error():
 
 def test_strengths_may_be_traced():
     """A sweep in one compiled function, or `optax.inject_hyperparams`."""
-    params, gradients = draw(0), draw(1)
+    params, gradients, start = draw(0), draw(1), draw(2)
 
     def step(strength):
         optimizer = optax.inject_hyperparams(l2_init)(strength=strength)
-        return optimizer.update(gradients, optimizer.init(draw(2)), params)[0]
+        return optimizer.update(gradients, optimizer.init(start), params)[0]
 
     both = jax.jit(jax.vmap(step))(jnp.asarray([0.1, 0.2]))
     for i, strength in enumerate((0.1, 0.2)):

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -157,7 +158,8 @@ def test_what_begins_as_zeros_is_not_projected():
     assert nap.audit(VECTOR_MLP.apply, params, VECTORS)["hidden/1/kernel"].verdict is Verdict.FINE
 
 
-def test_what_is_asked_for_must_be_there():
+def test_what_is_asked_for_must_be_there(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own words, not the type checker's
     params = VECTOR_MLP.init(jax.random.key(0))
     with pytest.raises(ValueError, match="affine must be one of 'project', 'regularize', 'free', got 'projct'"):
         nap.audit(VECTOR_MLP.apply, params, VECTORS, affine="projct")

@@ -229,8 +229,9 @@ def test_bad_input_is_told_in_one_line(call, message, monkeypatch):
         call()
 
 
-def test_whole_numbers_are_taken_as_floating_point_ones():
+def test_whole_numbers_are_taken_as_floating_point_ones(monkeypatch):
     """Never are weights cut to whole numbers."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 2)), jnp.uint8)
     for layer, x in (
         (Linear(2, 4, rngs=nnx.Rngs(0)), pixels),

@@ -122,7 +122,7 @@ class Language(nn.Module):
 def test_a_table_takes_no_outputs_in_so_a_head_beside_it_is_one():
     params = Language().init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
     found = nap.roles(params)
-    assert found["lm_head/kernel"].role is Role.OUTPUT and found["LayerNorm_1/scale"].role is Role.OUTPUT_SCALE
+    assert found["lm_head/kernel"].role is Role.OUTPUT and found["Embed_0/embedding"].role is Role.EMBEDDING
     assert set(nap.weight_norms(params)) == {"Dense_0/kernel", "Dense_1/kernel"}
     square = Language(vocabulary=12).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
     with pytest.raises(ValueError, match="no output layer can be told apart"):
