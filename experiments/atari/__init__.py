@@ -313,7 +313,7 @@ def _train_and_evaluate(
             steps=config.evaluation_frames // FRAME_SKIP,
             on_step=functools.partial(_on_evaluation, opened, frames),
         )
-        last_return = np.asarray(np.mean(returns) if returns else np.nan)
+        last_return = np.asarray(np.mean(returns))
         iteration += 1
         opened.record(
             {
@@ -338,8 +338,6 @@ def _on_evaluation(opened: harness.Run, frames: int, agent_steps: int) -> None:
 
 def _evaluation(config: Config, mean_return: np.ndarray) -> dict[str, float | None]:
     score = float(mean_return)
-    if np.isnan(score):  # no episode was complete within the frames of an evaluation
-        return {"eval/return": None, "eval/human_normalised": None}
     return {"eval/return": score, "eval/human_normalised": _human_normalised(config, score)}
 
 

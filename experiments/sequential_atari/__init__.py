@@ -224,7 +224,7 @@ class _Recorder:
         )
 
     def evaluated(self, phase: str, state: State, played: Task, returns: ListOf[ListOf[float]]) -> np.ndarray:
-        """Records each seed's returns in a game, `played`; gives their means, NaN where no episode was complete."""
+        """Records each seed's returns in a game, `played`; gives their means."""
         steps, updates = int(state.loop.agent_steps), np.max(np.asarray(state.loop.agent.updates))
         for seed, of_seed in enumerate(returns):
             mean = _mean(of_seed)
@@ -238,7 +238,7 @@ class _Recorder:
                     "eval/human_normalised": _normalised(played, mean),
                 }
             )
-        return np.asarray([np.mean(of_seed) if of_seed else np.nan for of_seed in returns])
+        return np.asarray([np.mean(of_seed) for of_seed in returns])
 
     def _place(self, seed: int, agent_steps: int, updates: int) -> dict[str, Any]:
         return {
