@@ -60,8 +60,8 @@ class Config:
     evaluation_episodes: int = 8
     """Episodes of each evaluation, with learning and noise off; rounded up to a multiple of the environments."""
     evaluation_frames: int = 0
-    """Frames of each evaluation, instead of a number of episodes (DQN Zoo: 500,000); the episodes that begin within them
-    count, and are played to their end."""
+    """Frames of each evaluation, instead of a number of episodes (DQN Zoo: 500,000); the episodes that begin within
+    them count, and are played to their end."""
     protocol: Literal["machado", "dqn-zoo"] = "machado"
     """machado: sticky actions, no life-loss signal. dqn-zoo: no-op starts, zero discount on life loss."""
     full_action_space: bool = False

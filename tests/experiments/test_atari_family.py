@@ -277,7 +277,7 @@ def test_the_bytes_of_a_tree_and_of_its_shapes():
 
 
 def test_an_evaluation_by_frames_counts_the_episodes_that_begin_in_them(tmp_path):
-    """400 frames are 50 steps of each of the two environments: six episodes of nine steps begin. In 8 steps one does."""
+    """400 frames are 50 steps of each of two environments: six episodes of nine steps begin. In 8 steps one does."""
     small = {"frames": 320, "iteration_frames": 320, "agent": "dqn", "min_replay_frames": 256}
     assert dispatch(arguments(tmp_path / "some", evaluation_frames=400, **small)) == 0
     (row,) = records(folder_of(tmp_path / "some"), "eval")
