@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from run_folders import rows, typed
+from run_folders import completed, rows
 
 from experiments import atari, harness
 from experiments.harness.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command_line(options: dict[str, Any], out: Path, *flags: str) -> list[str]:
     """The arguments after `python -m experiments`."""
-    return ["atari", *typed(options), *flags, "--out", str(out)]
+    return ["atari", *completed(flags, options), "--out", str(out)]
 
 
 def start(argv: list[str]) -> subprocess.Popen:

@@ -20,7 +20,8 @@ def typed(options: Mapping[str, Any]) -> list[str]:
 
 def completed(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     """The arguments, behind those options that they do not set themselves."""
-    return [*typed({name: value for name, value in options.items() if f"--{name}" not in arguments}), *arguments]
+    left = {name: value for name, value in options.items() if f"--{name.replace('_', '-')}" not in arguments}
+    return [*typed(left), *arguments]
 
 
 def folders_in(out: Path) -> list[Path]:
@@ -55,7 +56,7 @@ def stopped(patch: pytest.MonkeyPatch, loop: ModuleType, when: Callable[[], bool
     """Runs whose loop is in a module save whenever they may, and stop behind the first save at which `when()` holds."""
 
     def interrupt(run: harness.Run) -> None:
-        if when():
+        if not run.done and when():
             raise harness.Interrupted("stopped by the test")
 
     with patch.context() as patched:

@@ -38,7 +38,7 @@ def small_network():
 
 
 def command(data: Path, out: Path, *arguments: str) -> int:
-    return images.main(["--data", str(data), *completed(arguments, TINY), "--out", str(out)])
+    return images.main([*completed(arguments, {"data": data, **TINY}), "--out", str(out)])
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(data: Path, out: Path, *arguments: str) -> int:
-    return language.main(["--text", str(data / "text.jsonl"), *completed(arguments, TINY), "--out", str(out)])
+    return language.main([*completed(arguments, {"text": data / "text.jsonl", **TINY}), "--out", str(out)])
 
 
 OPTIONS = ("--scan-layers", "--z-loss", "1e-4")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from atari_command import command_line
 from jax.sharding import Mesh, PartitionSpec
 from two_processes import run_two
 
@@ -271,9 +272,11 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
 
 def command(out: Path, *flags: str) -> list[str]:
     """A short run of a small learner, in two iterations."""
-    options = "--game catch --agent dqn --frames 256 --iteration-frames 128 --min-replay-frames 64 --num-envs 2"
-    options += " --batch-size 8 --replay-capacity 100 --log-every 1 --evaluation-episodes 2"
-    return ["atari", *options.split(), *flags, "--out", str(out)]
+    options = {
+        "game": "catch", "agent": "dqn", "frames": 256, "iteration_frames": 128, "min_replay_frames": 64, "num_envs": 2,
+        "batch_size": 8, "replay_capacity": 100, "log_every": 1, "evaluation_episodes": 2,
+    }  # fmt: skip
+    return command_line(options, out, *flags)
 
 
 def test_an_atari_run_on_several_devices_is_the_same_run(tmp_path, monkeypatch):

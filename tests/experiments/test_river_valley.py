@@ -125,7 +125,7 @@ def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkey
     assert len(valley.splitlines()) == 3 + 2 and len(bigrams.splitlines()) == 3 + 4
     assert [line.split()[0] for line in trained.splitlines()[3:]] == list(SCHEDULES)
     assert [line.split()[-1] for line in trained.splitlines()[3:]] == ["40", "40", "40", "60"]
-    assert len(claims.splitlines()) == 3 + 4 + 3
+    assert len(claims.splitlines()) == 3 + 4 + 3 + 1
 
 
 def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done, tmp_path, monkeypatch, capsys):
