@@ -356,19 +356,6 @@ def test_affine_regularization_pulls_to_one_and_zero():
     np.testing.assert_allclose(after["hidden/0/norm/offset"], 2.0 - 0.1 * 2.0, rtol=1e-6)
 
 
-def test_regularization_knows_what_init_was_told_where_updates_see_bare_arrays():
-    """`nnx.Optimizer` gives `update` no variables, only arrays, which declare nothing."""
-    model = MLP(8, [16, 16], 16, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(
-        model, nap.normalize_and_project(optax.sgd(1.0), affine="regularize", affine_strength=0.1), wrt=nnx.Param
-    )
-    for layer in model.hidden:
-        layer.norm.scale[...] = jnp.full(16, 3.0)
-    optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
-    np.testing.assert_allclose(model.hidden[0].norm.scale[...], 3.0 - 0.1 * 2.0, rtol=1e-6)
-    np.testing.assert_allclose(model.hidden[1].norm.scale[...], 3.0)  # before the output: free
-
-
 def test_averages_of_projected_weights_can_be_projected_again():
     params = nnx_state(jax.random.key(0))
     optimizer = nap.normalize_and_project(optax.adam(0.3))

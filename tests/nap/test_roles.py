@@ -233,6 +233,19 @@ def test_the_layers_of_this_library_declare_their_roles():
     assert roles.paths(Role.OUTPUT_SCALE) == ["hidden/norm/scale"]
 
 
+def test_regularization_knows_what_init_was_told_where_updates_see_bare_arrays():
+    """`nnx.Optimizer` gives `update` no variables, only arrays, which declare nothing."""
+    model = MLP(8, [16, 16], 16, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, nap.normalize_and_project(optax.sgd(1.0), affine="regularize", affine_strength=0.1), wrt=nnx.Param
+    )
+    for layer in model.hidden:
+        layer.norm.scale[...] = jnp.full(16, 3.0)
+    optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(model.hidden[0].norm.scale[...], 3.0 - 0.1 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(model.hidden[1].norm.scale[...], 3.0)  # before the output: free
+
+
 def test_the_table_can_be_read():
     text = str(nap.roles(nested(w0__kernel=(8, 16), w1__kernel=(16, 2))))
     lines = text.splitlines()
