@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from nap import paths
+from nap.checks import check_choice
 from nap.paths import PyTree
-from nap.projection import Affine, RoleSpec, check_affine
+from nap.projection import Affine, RoleSpec
 from nap.roles import OUTPUT_AFFINE, Role, affine_groups, nearest, weight_groups
 from nap.roles import roles as find_roles
 from nap.tables import format_table
@@ -142,7 +143,7 @@ def audit(
     Raises:
       ValueError: an unknown `affine`; the output is zero or not finite.
     """
-    check_affine(affine)
+    check_choice("affine", affine, Affine)
     resolved = find_roles(params, roles)
     values = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
     zero = {path for path, value in values.items() if not jnp.any(value != 0)}

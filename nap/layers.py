@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nap.activations import Activation, ActivationName, make_activation
+from nap.checks import check_choice
 from nap.convolution import Padding, convolve
 from nap.roles import Role
 from nap.steps import wide
@@ -291,9 +292,3 @@ def _affine(features: int, before_output: bool) -> tuple[nnx.Param, nnx.Param]:
 def _scale_and_shift(norm: Any, x: jax.Array) -> jax.Array:
     """The second half of a normalization."""
     return x * norm.scale[...].astype(x.dtype) + norm.offset[...].astype(x.dtype)
-
-
-def check_choice(argument: str, value: str, choices: Any) -> None:
-    """ValueError, with the choices, unless the value is one of those of a `Literal`."""
-    if value not in get_args(choices):
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")

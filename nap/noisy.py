@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from nap.activations import Activation, ActivationName, make_activation
-from nap.layers import Norm, as_floats, check_choice, finish, norm_or_bias, uniform_fan_in
+from nap.checks import check_choice
+from nap.layers import Norm, as_floats, finish, norm_or_bias, uniform_fan_in
 from nap.roles import Role
 
 SIGMA = 0.1

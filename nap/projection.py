@@ -11,7 +11,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from nap import paths
+from nap.checks import check_choice
 from nap.paths import PyTree
 from nap.roles import AFFINE, Role, Roles, affine_groups, weight_groups
 from nap.roles import roles as find_roles
@@ -159,16 +160,10 @@ def normalize_and_project(
     Raises:
       ValueError: an unknown `affine`, `every` < 1; at `init`, if there is nothing to project.
     """
-    check_affine(affine)
+    check_choice("affine", affine, Affine)
     before = [_pull_affine(affine_strength, roles)] if affine == "regularize" else []
     chain = optax.chain(*before, optimizer, _projection(every, roles, axes, affine))
     return optax.with_extra_args_support(chain)
-
-
-def check_affine(affine: str) -> None:
-    """Raises ValueError for an unknown choice."""
-    if affine not in get_args(Affine):
-        raise ValueError(f"affine must be one of {', '.join(map(repr, get_args(Affine)))}, got {affine!r}")
 
 
 def _projection(

@@ -24,6 +24,7 @@ by its options, not by the study, so that two studies share it.
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -173,6 +174,7 @@ def _flag(path: Path, name: str, value: bool, options: Mapping[str, bool]) -> Wo
     raise UserError(f"{path}: {name} = {str(value).lower()}: {unknown('an option', option, options)}")
 
 
+@functools.cache
 def _options_of(plan_of: Callable[[list[str]], list[Job]]) -> dict[str, bool]:
     """The options that an experiment's help shows, and whether each takes a value."""
     shown = io.StringIO()

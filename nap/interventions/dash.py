@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nap import paths
+from nap import checks, paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import needed, with_roles
 from nap.interventions.weights import incoming_axes
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import Role
-from nap.schedules import checks
 from nap.steps import landing, wide
 
 

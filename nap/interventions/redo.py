@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from nap import checks
 from nap.interventions.rarely import rarely
 from nap.interventions.units import NOT_GIVEN, Readers, as_step, by_unit, count_units, recycle
 from nap.paths import PyTree
-from nap.schedules import checks
 
 
 class ReDoState(NamedTuple):

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from nap import paths
+from nap import checks, paths
 from nap.paths import PyTree
 from nap.projection import RoleSpec, resolve
 from nap.roles import LeafRole, Role
-from nap.schedules import checks
 from nap.steps import wide
 
 _WARM_UP = 30

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from nap import checks
 from nap.interventions.regularizers import needed
 from nap.paths import PyTree
-from nap.schedules import checks
 from nap.steps import wide
 
 

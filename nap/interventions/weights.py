@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from nap import paths
+from nap import checks, paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import SpectralState, first_vectors, follow_spectra, needed, unit_axis, with_roles
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role
-from nap.schedules import checks
 from nap.steps import landing, moved, wide
 
 

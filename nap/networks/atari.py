@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from nap.activations import Activation, ActivationName, features_per_unit, make_activation
-from nap.layers import Conv, Linear, Norm, NormAxes, Output, check_choice, identity, uniform_fan_in
+from nap.checks import check_choice
+from nap.layers import Conv, Linear, Norm, NormAxes, Output, identity, uniform_fan_in
 from nap.noisy import NoisyLinear, NoisyOutput
 
 Torso = Literal["nature", "impala", "minatar", "flat"]

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nap.activations import Activation, ActivationName, features_per_unit, make_activation
-from nap.layers import Conv, ConvNorm, NormAxes, Output, check_choice, identity, uniform_fan_in
+from nap.checks import check_choice
+from nap.layers import Conv, ConvNorm, NormAxes, Output, identity, uniform_fan_in
 
 Stem = Literal["cifar", "imagenet"]
 """cifar: a 3x3 convolution. imagenet: a 7x7 convolution by 2, then a 3x3 max-pool by 2 (He et al., 2016)."""

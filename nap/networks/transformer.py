@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from nap.activations import Activation, ActivationName
-from nap.layers import Linear, Norm, Normalization, Output, check_choice, identity
+from nap.checks import check_choice
+from nap.layers import Linear, Norm, Normalization, Output, identity
 from nap.networks.attention import Attention, AttentionKernel
 from nap.roles import Role
 

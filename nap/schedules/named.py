@@ -16,8 +16,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from nap.checks import Number, is_known, not_negative, positive, rest, updates, updates_or_share
 from nap.schedules import profiles
-from nap.schedules.checks import Number, is_known, not_negative, positive, rest, updates, updates_or_share
 from nap.schedules.phases import branch, consecutive, follow, phases, restarted
 from nap.schedules.profiles import Profile
 

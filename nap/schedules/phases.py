@@ -16,7 +16,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from nap.schedules.checks import Number, is_known, not_negative, places_in_run, updates
+from nap.checks import Number, is_known, not_negative, places_in_run, updates
 from nap.schedules.profiles import Profile
 
 

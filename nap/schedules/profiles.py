@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nap.schedules.checks import Number, not_negative, places_in_run, positive, require
+from nap.checks import Number, not_negative, places_in_run, positive, require
 
 Profile = Callable[[Number], Number]
 """Progress in [0, 1] -> multiplier."""

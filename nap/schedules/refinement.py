@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from nap.schedules.checks import Number
+from nap.checks import Number
 
 Multipliers = Float[np.ndarray, " updates"]
 

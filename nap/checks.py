@@ -1,9 +1,9 @@
-"""The numbers a schedule is given: what is known beforehand is checked, what JAX traces is taken as it is."""
+"""What arguments are checked for. Of numbers what is known beforehand; what JAX traces is taken as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -91,3 +91,9 @@ def places_in_run(name: str, at: Sequence[float]) -> tuple[float, ...]:
     if not all(0 < place < 1 for place in places) or sorted(set(places)) != list(places):
         raise ValueError(f"{name} must be increasing shares of the run between 0 and 1, got {places}")
     return places
+
+
+def check_choice(argument: str, value: str, choices: Any) -> None:
+    """ValueError, with the choices, unless the value is one of those of a `Literal`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
