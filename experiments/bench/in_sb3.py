@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.util
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -22,6 +21,7 @@ import gymnasium
 from envs.atari import PROTOCOLS, AtariEnvs
 from experiments.atari import Config
 from experiments.bench.atari import VECTOR_STEPS, training_of
+from experiments.harness.cores import cores_here
 from experiments.harness.timing import Row, interleaved, left_out, rates
 
 REPLAY = 20_000  # steps; its default of a million takes 28 GB
@@ -37,7 +37,7 @@ def rows(repeats: int) -> Iterator[Row]:
         )
         return
     config = dataclasses.replace(Config(method="none"), replay_capacity=REPLAY)
-    steps, cores = VECTOR_STEPS * config.num_envs, os.cpu_count() or 1
+    steps, cores = VECTOR_STEPS * config.num_envs, len(cores_here())
     variants = [(envs, threads) for envs in (1, config.num_envs) for threads in sorted({1, cores})]
     environments = AtariEnvs("pong", protocol=PROTOCOLS["machado"], num_envs=config.num_envs, seed=0)
     spawn = multiprocessing.get_context("spawn")

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import itertools
 import multiprocessing
-import os
 import statistics
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from envs.datasets import Dataset
 from envs.streams import Protocol, Stream, make_stream
 from experiments import harness
 from experiments.bench import by_hand, in_torch
+from experiments.harness.cores import cores_here
 from experiments.harness.learner import Learner, Score
 from experiments.harness.methods import OptimizerConfig
 from experiments.harness.seeds import Seeds, use_all_cores
@@ -93,7 +93,7 @@ def compare_with_torch(repeats: int, config: Config, updates: int, goal: Goal) -
         random_images(config).images.reshape(config.protocol.examples, -1),
         config.protocol.batch_size,
     )
-    cores = os.cpu_count() or 1
+    cores = len(cores_here())
     variants = {
         f"PyTorch ({threads} thread{'s' * (threads > 1)}, {'fused' if fused else 'default'} Adam)": (threads, fused)
         for threads in sorted({1, min(2, cores), cores})

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.harness.cores import cores_here
+
 PyTree = Any
 _MEMORY_SHARE = 0.8  # of what a device has; the rest is XLA's to fragment
 
@@ -28,14 +30,9 @@ def use_all_cores() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
-            jax.config.update("jax_num_cpu_devices", _cores())
+            jax.config.update("jax_num_cpu_devices", len(cores_here()))
         except RuntimeError:  # JAX is in use already: one device, as it is
             return
-
-
-def _cores() -> int:
-    """The cores that this process may use, which a scheduler can have made fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seeds_label(first: int, count: int) -> str:
@@ -54,7 +51,7 @@ class Seeds:
 
     def __init__(self, count: int) -> None:
         devices = jax.local_devices()
-        most = min(count, _cores()) if jax.default_backend() == "cpu" else count
+        most = min(count, len(cores_here())) if jax.default_backend() == "cpu" else count
         self._mesh = Mesh(np.asarray(devices[:most]), ("seeds",))
         self.count, self.padded = count, -(-count // self._mesh.size) * self._mesh.size
         self.per_device = self.padded // self._mesh.size

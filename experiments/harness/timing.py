@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.harness.cores import cores_here
+
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
@@ -117,7 +119,7 @@ def machine_facts() -> dict[str, str]:
     """What every figure depends on, and the load, which tells whether other work spoils them."""
     return {
         "cpu": _cpu_model(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(len(cores_here())),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "jax": jax.__version__,

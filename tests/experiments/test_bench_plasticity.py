@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import math
-import os
 import statistics
 
 import jax
@@ -14,6 +13,7 @@ import pytest
 from envs.streams import Protocol
 from experiments.bench import by_hand, in_torch
 from experiments.bench import plasticity as bench
+from experiments.harness.cores import cores_here
 from experiments.harness.tasks import make_start, make_stretch
 from experiments.harness.timing import Goal, table
 from experiments.plasticity import Config, build_learner
@@ -151,5 +151,5 @@ def test_the_rows_come_from_a_process_with_a_device_a_core(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # the eight devices of the tests
     monkeypatch.setattr(bench, "PARTS", (bench.memory,))
     (row,) = bench.rows(1)
-    assert row.ratio == pytest.approx(min(bench.SEEDS, len(os.sched_getaffinity(0))))
+    assert row.ratio == pytest.approx(min(bench.SEEDS, len(cores_here())))
     assert row.met is True

@@ -15,9 +15,10 @@ from experiments import harness, plasticity, sweep
 from experiments.harness import folder as files
 from experiments.harness import jobs, launchers
 from experiments.harness.catalogue import catalogue
+from experiments.harness.cores import cores_here
 from experiments.harness.jobs import Job, Status, look, note, progress
 from experiments.harness.launchers import pool
-from experiments.harness.launchers.slots import cores_here, gpus_here, pinned, slots_of
+from experiments.harness.launchers.slots import gpus_here, pinned, slots_of
 from experiments.harness.study import plan
 
 ROOT = Path(__file__).resolve().parents[2]

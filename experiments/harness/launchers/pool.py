@@ -4,11 +4,12 @@ import collections
 import time
 from collections.abc import Sequence
 
+from experiments.harness.cores import cores_here
 from experiments.harness.errors import Interrupted
 from experiments.harness.interrupt import InterruptFlag
 from experiments.harness.jobs import Job, Started, look, settle, start, tell
 from experiments.harness.launchers import Options
-from experiments.harness.launchers.slots import cores_here, gpus_here, pinned, slots_of
+from experiments.harness.launchers.slots import gpus_here, pinned, slots_of
 
 _POLL_SECONDS = 0.1
 

@@ -39,13 +39,6 @@ def slots_of(workers: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Sl
     return slots
 
 
-def cores_here() -> list[int]:
-    """The numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def gpus_here() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; JAX, which takes them, is not asked."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
