@@ -58,7 +58,7 @@ class Checkpoints:
         """The iterations with a completely written checkpoint, in rising order."""
         return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdigit())
 
-    def save(self, iteration: int, state: Any, marks: Mapping[str, int]) -> None:
+    def save(self, iteration: int, state: Any, marks: Mapping[str, int]) -> int:
         """Writes a checkpoint and, once it is complete, deletes all but it and the one before.
 
         It returns when everything is on disk. Saving in the background would read arrays that the caller's next
@@ -68,6 +68,9 @@ class Checkpoints:
             iteration: how many iterations are done; it names the checkpoint.
             state: any pytree of JAX or NumPy arrays, typed PRNG keys, numbers, bools and strings.
             marks: whole numbers to get back with the state.
+
+        Returns:
+            How many bytes it takes on disk.
 
         Raises:
             OSError, ValueError: it cannot be written. The earlier checkpoints are untouched.
@@ -87,13 +90,15 @@ class Checkpoints:
                     ocp.save(str(folder), structure.unflatten(writable))
             if ours:
                 _arrays(folder).mkdir()
+            sums = _checksums(folder)
+            arrays = {str(i): large_arrays.write(_arrays(folder) / str(i), _numbers(leaves[i])) for i in ours}
             content = {
                 **self._identity,
                 "iteration": iteration,
                 "marks": dict(marks),
                 "leaves": _describe(state),
-                "files": _checksums(folder),
-                "arrays": {str(i): large_arrays.write(_arrays(folder) / str(i), _numbers(leaves[i])) for i in ours},
+                "files": sums,
+                "arrays": arrays,
             }
             write_atomically(_commit(folder), json.dumps({"crc32": _crc32(content), "content": content}))
         except Exception:
@@ -101,6 +106,7 @@ class Checkpoints:
             raise
         older = [other for other in self.iterations() if other < iteration]
         self.keep_only({iteration, *older[-1:]})
+        return sum(size for size, _ in [*sums.values(), *arrays.values()])
 
     def restore(self, state: Any, usable: Callable[[Mapping[str, int]], str | None]) -> Restored:
         """Loads the newest checkpoint that is whole.
@@ -118,6 +124,8 @@ class Checkpoints:
             UserError: the newest whole checkpoint is of another configuration, or its leaves are not `state`'s; or
                 there are checkpoints and none of them is whole.
         """
+        from orbax.checkpoint import v1  # noqa: F401  # seconds, for which a signal would wait at the first save
+
         complete = self.iterations()
         passed_over = [
             f"checkpoint {iteration} is half-written (the run was stopped while saving it)"

@@ -3,6 +3,7 @@
 orbax holds two more copies of an array while it saves it, which for a replay is more than many machines have.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -67,9 +68,33 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
 def _blocks(array: Any) -> Iterator[memoryview]:
     import numpy as np
 
-    # NumPy sees an array on the CPU without a copy; another device's comes over row by row.
-    on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
-    for part in (array,) if on_host else array:
+    for part in (array,) if _comes_whole(array) else _pieces(array.addressable_data(0)):
         whole = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
         for start in range(0, len(whole), _BLOCK_BYTES):
             yield whole[start : start + _BLOCK_BYTES]
+
+
+def _comes_whole(array: Any) -> bool:
+    """Whether NumPy sees an array without a copy, as on the CPU; or it is small, or divided over devices."""
+    import numpy as np
+
+    if isinstance(array, np.ndarray) or array.nbytes <= _BLOCK_BYTES or not array.is_fully_replicated:
+        return True
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def _pieces(array: Any) -> Iterator[Any]:
+    """A device's array in pieces of a block at most, in the order of their bytes: the device holds one beside it."""
+    import jax
+    import numpy as np
+
+    row_bytes = [array.nbytes // math.prod(array.shape[: axis + 1]) for axis in range(array.ndim)]
+    axis = next(axis for axis, size in enumerate(row_bytes) if size <= _BLOCK_BYTES)
+    length = array.shape[axis]
+    rows = min(length, _BLOCK_BYTES // row_bytes[axis])
+    shape = (1,) * axis + (rows,) + array.shape[axis + 1 :]
+    for outer in np.ndindex(array.shape[:axis]):
+        for start in range(0, length, rows):
+            begin = min(start, length - rows)  # the last piece overlaps the one before: one shape compiles once
+            place = (*outer, begin, *(0 for _ in array.shape[axis + 1 :]))
+            yield np.asarray(jax.lax.dynamic_slice(array, place, shape)).reshape(shape[axis:])[start - begin :]

@@ -1,6 +1,8 @@
 """How much memory there is, so that a run that can't fit is refused before it starts."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,34 @@ def require_memory(what: str, needed: int, device: jax.Device, remedy: str) -> s
     return f"{what}: {needed / 1e9:.2f} GB{free} on {device}"
 
 
-def _host_bytes() -> int | None:
-    """What Linux says can be had without swapping, within a control group's limit (a container's or SLURM job's)."""
+def _host_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What Linux says can be had without swapping, within the control groups' limits (a container's or SLURM job's)."""
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
+    return min([available, *_left_by_groups(proc, groups)])
+
+
+def _left_by_groups(proc: Path, groups: Path) -> Iterator[int]:
+    """What this process's control group leaves, and each one around it: those that tell, of either version."""
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(available, limit - used)
-    except (OSError, ValueError):  # no limit ("max"), or another kind of control group
-        return available
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names, prefix = groups, ("memory.max", "memory.current"), ""
+        elif "memory" in controllers.split(","):
+            root, names, prefix = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"
+        else:
+            continue
+        inside = Path(path.lstrip("/"))
+        for level in (inside, *inside.parents):
+            with contextlib.suppress(OSError, KeyError, ValueError):  # no limit ("max"), or a path from outside
+                limit, used = (int((root / level / name).read_text()) for name in names)
+                stat = dict(line.split() for line in (root / level / "memory.stat").read_text().splitlines())
+                # Files that were written or read lately count as used, but give way: a checkpoint, for one.
+                yield limit - used + sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("inactive", "active"))

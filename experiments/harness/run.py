@@ -28,7 +28,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import Checkpoints, write_atomically
@@ -39,6 +39,8 @@ from experiments.harness.interrupt import InterruptFlag
 from experiments.harness.processes import Asked, in_first, several, writes
 from experiments.harness.progress import Progress
 from experiments.harness.records import JsonLines, TensorBoardEvents, plain_row, row_step
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -123,6 +125,7 @@ class Run:
         self._restored = False
         self._saved = 0  # the iteration of the last good checkpoint; 0 when there is none
         self._saved_at = time.monotonic()  # or restored
+        self._told_seconds = 0.5  # that a save was last said to take; the next is told of over twice that
         self._step = -1  # of the last record, on TensorBoard's axis
         self._streams: tuple[JsonLines, JsonLines, TensorBoardEvents] | None = None  # of the first process
 
@@ -195,7 +198,8 @@ class Run:
     def save(self, iteration: int, state: Any) -> None:
         """Writes a checkpoint to resume from, and waits until it is on disk: then `state` may be donated or changed.
 
-        The newest two checkpoints are kept; while the third is written there must be space for all three.
+        The newest two checkpoints are kept; while the third is written there must be space for all three. How long
+        it takes is told the first time that it is over a second, and again when it is over twice what was told.
 
         Args:
             iteration: how many iterations are done, 1 or more; `restore` gives it back.
@@ -206,15 +210,21 @@ class Run:
         """
         from experiments.harness.spread import gather
 
+        started = time.monotonic()
         here = gather(state)
 
-        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> None:
+        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> int:
             events.flush()
             marks = {"metrics_bytes": metrics.sync(), "timings_bytes": timings.sync(), "step": self._step}
-            self._checkpoints.save(iteration, here, marks)
+            return self._checkpoints.save(iteration, here, marks)
 
-        self._write(write)
+        size = self._write(write)
         self._saved, self._saved_at = iteration, time.monotonic()
+        seconds = self._saved_at - started
+        if seconds > 2 * self._told_seconds:
+            self._told_seconds = seconds
+            name = f"{files.CHECKPOINTS}/{iteration}"
+            self.progress.say(f"{self.progress.name}: saving took {seconds:.0f} s ({name}, {size / 1e9:.3g} GB)")
 
     def save_due(self, seconds: float) -> bool:
         """Whether to `save` now, and to call `check_interrupted` after it: that long ago, or SIGINT or SIGTERM came.
@@ -281,18 +291,24 @@ class Run:
             timings.cut(min(marks["timings_bytes"], timings.length()))
 
     def _write(
-        self, action: Callable[[JsonLines, JsonLines, TensorBoardEvents], Any], same: Mapping[str, Any] | None = None
-    ) -> None:
-        """Has the first process write into the folder, and all know whether it could; `same`: see `in_first`."""
+        self,
+        action: Callable[[JsonLines, JsonLines, TensorBoardEvents], Result],
+        same: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Has the first process write into the folder, and all know whether it could; `same`: see `in_first`.
+
+        Returns:
+            What `action` returned there, in all.
+        """
         if not self._restored:
             raise RuntimeError("call run.restore(state) before anything is recorded, saved or finished")
 
-        def write() -> None:
+        def write() -> Result:
             assert self._streams is not None, "in the first process"
             with self._full_disk():
-                action(*self._streams)
+                return action(*self._streams)
 
-        in_first(write, same)
+        return in_first(write, same)
 
     def _ask(self, save: bool = False) -> bool:
         """Has all processes know of a signal to any of them; returns whether one wants to save."""

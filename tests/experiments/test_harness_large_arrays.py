@@ -1,6 +1,8 @@
 """Large arrays in checkpoints: written without a copy, read back bit by bit, damage noticed."""
 
+import types
 import warnings
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments.harness import large_arrays
+from experiments.harness import large_arrays, mesh
 from experiments.harness.checkpoint import Checkpoints
 
 
@@ -41,10 +43,13 @@ def bits(tree) -> dict[str, bytes]:
 
 def test_they_come_back_bit_by_bit_with_their_types(tmp_path):
     checkpoints, saved = Checkpoints(tmp_path / "checkpoints", {}), state()
-    checkpoints.save(1, saved, {})
-    assert sorted(path.stat().st_size for path in (tmp_path / "checkpoints" / "1.arrays").iterdir()) == sorted(
-        np.asarray(saved[name]).nbytes for name in LARGE
+    size = checkpoints.save(1, saved, {})
+    by_orbax, ours = (
+        [path.stat().st_size for path in (tmp_path / "checkpoints" / name).rglob("*") if path.is_file()]
+        for name in ("1", "1.arrays")
     )
+    assert sorted(ours) == sorted(np.asarray(saved[name]).nbytes for name in LARGE)
+    assert size == sum(by_orbax) + sum(ours)
     wanted, template = bits(saved), state()
     restored = checkpoints.restore(template, lambda marks: None)
     assert (restored.iteration, restored.passed_over) == (1, [])
@@ -100,3 +105,48 @@ def test_they_go_with_their_checkpoint(tmp_path):
         checkpoints.save(iteration, state(), {})
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {f"{iteration}{end}" for iteration in (2, 3) for end in ("", ".arrays", ".json")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((7, 11, 13), "uint8"),  # 2 rows of 143 bytes, the last one alone
+        ((2, 3, 400), "uint8"),  # a row is more than a block
+        ((3, 40, 2, 5), "float32"),  # 7 rows of 40 bytes in each of three
+        ((4, 1, 300), "uint8"),
+        ((1001,), "bool"),
+        ((600,), "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_accelerators_array_comes_over_in_blocks(shape, dtype, devices, tmp_path, monkeypatch):
+    """The accelerator is made up. It holds a block beside the array, and what is written is the array's bytes."""
+    array = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape).astype(dtype))
+    array = jax.device_put(array, mesh.replicated(mesh.make_mesh(devices)))
+    own = {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+    before, most = {id(other) for other in jax.live_arrays()}, []
+
+    def watched(block, checksum):
+        others = (other for other in jax.live_arrays() if id(other) not in before)
+        most.append(sum(other.nbytes for other in others if other.unsafe_buffer_pointer() not in own))
+        return zlib.crc32(block, checksum)
+
+    monkeypatch.setattr(large_arrays, "_comes_whole", lambda _: False)
+    monkeypatch.setattr(large_arrays, "zlib", types.SimpleNamespace(crc32=watched))
+    wanted = np.asarray(array).tobytes()
+    assert large_arrays.write(tmp_path / "array", array) == [len(wanted), zlib.crc32(wanted)]
+    assert (tmp_path / "array").read_bytes() == wanted
+    assert len(most) >= len(wanted) / 300 and max(most) <= 300
+
+
+def test_which_arrays_come_whole():
+    def comes_whole(nbytes=301, replicated=True, platform="tpu"):
+        devices = [types.SimpleNamespace(platform=platform)]
+        return large_arrays._comes_whole(
+            types.SimpleNamespace(nbytes=nbytes, is_fully_replicated=replicated, devices=lambda: devices)
+        )
+
+    assert (
+        not comes_whole() and comes_whole(nbytes=300) and comes_whole(replicated=False) and comes_whole(platform="cpu")
+    )
+    assert large_arrays._comes_whole(np.zeros(400)) and large_arrays._comes_whole(jnp.zeros(400))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import counter
@@ -284,6 +285,32 @@ def test_the_order_of_calls_is_checked(tmp_path):
             run.record({"loss": 1.0})
         with pytest.raises(RuntimeError, match="restore"):
             run.save(1, {})
+
+
+def test_how_long_saving_takes_is_told_when_it_is_over_a_second_and_when_it_has_doubled(tmp_path, monkeypatch, capsys):
+    now, durations = 100.0, [0.9, 1.2, 2.3, 2.6, 4.0, 14.2, 1.0, 3.0]
+    original = Checkpoints.save
+
+    def save(self, iteration, state, marks):
+        nonlocal now
+        now += durations[iteration - 1]
+        original(self, iteration, state, marks)
+        return 7_071_000_000
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(harness.run, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
+    with harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path), label="seed0") as run:
+        run.restore({"count": 0})
+        for iteration in range(1, len(durations) + 1):
+            run.record({"iteration": iteration})
+            run.save(iteration, {"count": iteration})
+    assert capsys.readouterr().err.splitlines() == [
+        f"seed0: saving took {seconds} s (checkpoints/{iteration}, 7.07 GB)"
+        for seconds, iteration in [(1, 2), (3, 4), (14, 6)]
+    ]
+    assert (run.folder / "metrics.jsonl").read_text() == "".join(
+        f'{{"iteration":{i}}}\n' for i in range(1, len(durations) + 1)
+    )
 
 
 def test_a_signal_at_the_very_end_keeps_the_next_run_from_starting(tmp_path):
