@@ -1,5 +1,6 @@
 """The report on many Atari games: which scores it takes, what it aggregates, and what it does not claim."""
 
+import dataclasses
 import html.parser
 import itertools
 import json
@@ -13,8 +14,10 @@ from envs.scores import REFERENCES, games_in, human_normalised
 from experiments import harness
 from experiments.harness.read import load_runs
 from experiments.harness.report import atari, write_figure, write_report
-from experiments.harness.report.atari_scores import baselines, by_iteration, scores_of, with_agents
-from experiments.harness.report.panels import numbers
+from experiments.harness.report import atari_overall as overall
+from experiments.harness.report.atari_scores import Scores, baselines, scores_of, with_agents
+from experiments.harness.report.looks import palette
+from experiments.harness.report.panels import draw, numbers
 from experiments.harness.statistics import improvement, stratified_bootstrap
 
 ONE_LAYER = LAYERS[:1]
@@ -65,7 +68,7 @@ def write_run(out, game, method, seed, evaluations, train=(), agent="double-dqn"
             run.record(row | {"train/return": mean_return})
         for number, score in enumerate(evaluations, start=1):
             row = {"phase": "eval", "iteration": number, "frames": 1000 * number, "eval/return": score}
-            run.record(row | {"eval/human_normalised": human_normalised(game, float(score))})
+            run.record(row | {"eval/human_normalised": None if score is None else human_normalised(game, float(score))})
         if finish:
             run.finish({})
 
@@ -195,33 +198,6 @@ def test_games_that_not_all_methods_have_are_left_out_with_the_reason(tmp_path):
     assert "performance profiles" not in words.lower()
 
 
-def test_methods_are_compared_where_all_runs_of_a_game_have_come_to(tmp_path):
-    write_run(tmp_path, "pong", "nap", 0, [-20, -10, 0, 10])
-    write_run(tmp_path, "pong", "none", 0, [-21, -19], finish=False)  # still at 2,000 frames
-    write_run(tmp_path, "breakout", "nap", 0, [1, 2, 3, 4])
-    write_run(tmp_path, "breakout", "none", 0, [1, 1, 2, 2])
-    scores = scores_of(load_runs([tmp_path]), "eval")
-    assert scores.frames == {"breakout": 4000, "pong": 2000}
-    assert scores.raw("pong", "nap") == {0: -10} and scores.raw("breakout", "nap") == {0: 4}
-    words = Page(write_report([tmp_path]).read_text()).words
-    assert "At different lengths: a game's scores are taken where the shortest of its runs has come to" in words
-    assert "Pong at 2,000 (none, seed 0); the others at 4,000." in words
-    frames, found = scores.aggregate_curve("nap", "mean")
-    np.testing.assert_allclose(frames, [1000, 2000])
-    expected = (human_normalised("pong", -10.0) + human_normalised("breakout", 2.0)) / 2
-    assert found[-1, 0] == pytest.approx(expected) and np.isnan(found[:, 1:]).all()
-
-
-def test_a_training_score_is_the_mean_over_the_episodes_of_the_last_iteration(tmp_path):
-    train = [(1, 400, 2, 5.0), (1, 800, None, None), (2, 1200, 1, 10.0), (2, 1600, 3, 2.0), (2, 2000, 0, None)]
-    write_run(tmp_path, "pong", "nap", 0, [1.0, 2.0], train)
-    (run,) = load_runs([tmp_path])
-    frames, returns = by_iteration(run, "train")
-    np.testing.assert_allclose(frames, [400, 1600])
-    np.testing.assert_allclose(returns, [5, (10 + 3 * 2) / 4])
-    np.testing.assert_allclose(by_iteration(run, "eval")[1], [1, 2])
-
-
 def test_training_and_evaluation_are_kept_apart(tmp_path):
     for game, method in itertools.product(("pong", "breakout"), ("none", "nap")):
         write_run(tmp_path, game, method, 0, [REFERENCES[game].human], [(1, 1000, 4, REFERENCES[game].random)])
@@ -254,6 +230,15 @@ def test_the_agent_is_in_the_label_where_there_are_several(tmp_path):
     assert set(atari.labels(load_runs(tmp_path.rglob("*rainbow-nap*")))) == {"nap (lr 6e-05)", "nap (lr 0.001)"}
 
 
+def test_an_experiment_without_a_choice_of_agents_is_one_itself(tmp_path):
+    write_run(tmp_path, "pong", "none", 0, [1.0])
+    write_run(tmp_path, "pong", "nap", 0, [1.0])
+    (nap,) = tmp_path.rglob("*-nap-*/config.json")
+    about = json.loads(nap.read_text())
+    nap.write_text(json.dumps(about | {"experiment": "pqn", "config": {"game": "pong", "method": "nap"}}))
+    assert atari.labels(load_runs([tmp_path])) == ["none (agent double-dqn)", "nap (agent pqn)"]
+
+
 def test_many_games_share_figures_and_a_few_have_their_own(tmp_path):
     for game, method in itertools.product(("pong", "breakout", "qbert", "seaquest"), ("none", "nap")):
         make_run(tmp_path, Config(game=game, method=method), rows=20, layers=(LAYERS[0], LAYERS[-1]))
@@ -284,10 +269,64 @@ def test_the_overview_of_several_games_is_over_all_of_them(tmp_path):
     make_runs(tmp_path, ["none", "nap"], seeds=1, rows=20, games=("pong", "breakout"))
     panels = atari.overview(load_runs([tmp_path])).panels
     assert panels[0].title == "IQM of 2 games, in evaluation"
+    assert atari.overview(load_runs([tmp_path])).note == "Over 2 games: Breakout, Pong."
     norms = {line.method: line.y for line in panels[1].lines}
     np.testing.assert_allclose(norms["nap"], 1)
     assert norms["none"][-1] > 1.2
     assert write_figure([tmp_path], tmp_path / "overview.png").stat().st_size > 10_000
+
+
+def test_the_overview_averages_norms_over_the_games_of_all_methods_each_once(tmp_path):
+    for game, method, seed, growth in (
+        *(("pong", "none", 0, 2.0), ("pong", "none", 1, 2.0), ("breakout", "none", 0, 8.0), ("qbert", "none", 0, 9.0)),
+        *(("pong", "nap", 0, 1.0), ("breakout", "nap", 0, 1.0)),
+    ):
+        config = Config(game=game, method=method, seed=seed)
+        label = f"{game}-{method}-seed{seed}"
+        with harness.open_run("atari", config, harness.RunOptions(out=tmp_path), label=label) as run:
+            run.restore({"count": 0})
+            for frames, norm, rate in ((0, 1.0, 0.1), (1000, growth, 0.0)):
+                row = {"phase": "train", "iteration": 1, "frames": frames}
+                run.record(row | {"weight_norm/a": norm, "weight_norm/b": 1.0 + frames, "elr/a": rate, "elr/b": 0.1})
+            run.record({"phase": "eval", "iteration": 1, "frames": 1000, "eval/return": 1.0})
+            run.finish({})
+    plot = atari.overview(load_runs([tmp_path]))
+    norms = {line.method: line.y[-1] for line in plot.panels[1].lines}
+    assert norms == {"none": pytest.approx(4), "nap": pytest.approx(1)}  # the mean of 2 and 8
+    assert plot.note == "Over 2 games: Breakout, Pong."
+    assert plot.panels[2].lines[0].y[-1] == 0
+
+
+def test_the_games_stand_below_every_figure_over_games(few_games):
+    runs = load_runs([few_games])
+    of_games = "Over 3 games: Breakout, Pong, Seaquest."
+    assert {plot.name: plot.note for game, plot in atari.plots(runs) if plot.note} == {
+        "aggregates": of_games,
+        "performance-profiles": of_games,
+    }
+    overview = atari.overview(runs)
+    assert overview.note == (
+        "IQM over 3 games: Breakout, Pong, Seaquest.\n"
+        "Weight norm and effective learning rate over 4 games: Breakout, Donkey Kong, Pong, Seaquest."
+    )
+    long = dataclasses.replace(overview, note=f"{overview.note} {'Seaquest, ' * 30}")
+    figure = draw(long, palette(atari.labels(runs)))
+    figure.draw_without_rendering()
+    (note,) = [text for text in figure.texts if "Seaquest" in text.get_text()]
+    assert note.get_text().count("\n") >= 3, "it is wrapped"
+    box = note.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert box.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
+def test_many_games_below_a_figure_go_by_their_sets_name():
+    def note(games):
+        curves = {game: {"nap": {0: (np.array([1.0]), np.array([0.0]))}} for game in games}
+        return overall.profiles_plot([Scores("eval", curves, {})]).note
+
+    assert note(games_in("atari-57")) == "Over the 57 games of atari-57."
+    assert note(games_in("atari-10")).startswith("Over 10 games (atari-10): Battle Zone, ")
+    assert note(games_in("atari-57")[:56]).startswith("Over 56 games: Alien, Amidar, ")
 
 
 def test_runs_that_have_no_score_yet_have_no_aggregates(tmp_path):

@@ -152,7 +152,7 @@ def test_a_sequence_in_its_third_visit(tmp_path):
     page = pages(tmp_path)
     assert page.column(0, "state") == {"none": "2 to 3 of 4 visits", "nap": "3 of 4 visits"}
     # Seed 0 of none is the one that has most.
-    assert page.column(0, "visit 2 (%)") == {"none": "50.0 over 1 of 2", "nap": "50.0 over 1 of 2"}
+    assert page.column(0, "visit 2 (%)") == {"none": "50.0 over 1 of 2, 1 of 2 seeds", "nap": "50.0 over 1 of 2"}
     assert page.column(1, "forgetting")["nap"].endswith("over 2 of 3")
     assert "2 of them have not finished" in page.words and "compare it with care" in page.words
     assert "none: no fresh agent for any task yet" in page.words
@@ -162,11 +162,52 @@ def test_differences_between_methods_are_over_what_both_have():
     visits = ("first", "second")
     ours = {visits[0]: {0: 10.0, 1: 20.0}, visits[1]: {0: 50.0}}
     theirs = {visits[0]: {0: 0.0, 1: 10.0, 2: 99.0}, visits[1]: {0: 10.0, 1: 10.0}}
-    found = difference(ours, theirs)  # seed 0: 30 - 5, seed 1: 20 - 10
-    assert found == pytest.approx((17.5, 10, 25)) and difference(ours, {}) is None
+    # Seed 0 has both visits, 30 - 5; that of seed 1 would be the first visit's alone.
+    assert difference(ours, theirs) == ((25, 25, 25), 2, 2, 1) and difference(ours, {}) is None
+    one = difference(ours, {visits[0]: theirs[visits[0]]})  # 10 - 0 and 20 - 10
+    assert one == ((10, 10, 10), 1, 2, 2)
     assert summary(ours).interval == (30, 30, 30), "seed 0 has both"
     assert summary(ours)[1:] == (2, 2, 1) and summary({"first": {}}) is None
     assert summary({"first": {0: 1.0}, "second": {1: 1.0}}) is None, "no visit that both seeds have"
+
+
+def test_a_seed_that_diverged_is_named_and_its_comparisons_are_dropped(tmp_path):
+    lost = [*NAP[:2], [(1, 1.5), (1, None)], [(0.25, 0.5), (None, None)]]  # seed 1, in the third visit
+    kept = [*KEPT[:2], [(1.5, 0.5), (None, None)], [(1, 0.5), (None, None)]]
+    write(tmp_path, config_of(), lost, kept)
+    write_fresh(tmp_path, config_of(), [FRESH[0], [FRESH[1][0], (0.5, None)]])
+    write(tmp_path, config_of("none"), NONE)
+    page = pages(tmp_path)
+    assert "nap, seed 1: diverged in visit 3 (bricks), so it has no score from there on; what needs one" in page.words
+    assert "nap, seed 1: its fresh agent on catch diverged, so what is compared with that is over the" in page.words
+    assert "none, seed" not in page.words and "One seed has no interval" in page.words and "Brackets:" in page.words
+    assert page.column(0, "seeds") == {"none": "2", "nap": "2 (1 diverged)"}
+    assert "state" not in page.tables[0][0] and "not all visits are over" not in page.words
+    assert page.column(0, "visit 1 (%)")["nap"] == "87.5 [75.0, 100.0]"
+    # What follows is seed 0's, as in the case that is worked by hand.
+    assert page.column(0, "fresh agents (%)")["nap"] == "100.0 1 of 2 seeds"
+    assert page.column(0, "visit 2 (%)")["nap"] == "62.5 1 of 2 seeds"
+    assert page.column(0, "all visits: difference to none")["nap"] == "+31.2 1 of 2 seeds"
+    effects = {name: page.column(1, name)["nap"] for name in page.tables[1][0][1:]}
+    assert effects == {
+        "first visit − fresh": "0.0 1 of 2 seeds",
+        "last visit − fresh": "−37.5 1 of 2 seeds",
+        "last − first visit": "−37.5 1 of 2 seeds",
+        "forward transfer": "+12.5 1 of 2 seeds",
+        "forgetting": "+41.7 1 of 2 seeds",
+    }
+    assert page.tables[2][2][3:5] == ["2.00", "1.50"]
+    assert write_figure([tmp_path], tmp_path / "overview.png").stat().st_size > 10_000
+
+
+def test_a_method_that_diverged_with_every_seed_makes_a_page(tmp_path):
+    nothing = [[(None, None)] * 2] * 4
+    write(tmp_path, config_of(), nothing, [[(None, None)] * 2] * 4)
+    write_fresh(tmp_path, config_of(), nothing[:2])
+    page = pages(tmp_path)
+    assert page.tables[0][1] == ["nap", "–", "–", "–", "2 (2 diverged)"]
+    assert "nap, seed 0: diverged in visit 1 (bricks)" in page.words and "no fresh agent" not in page.words
+    assert write_figure([tmp_path], tmp_path / "overview.png").stat().st_size > 1_000
 
 
 def test_one_method_with_two_schedules_has_them_in_its_label_and_no_other_has(tmp_path):

@@ -104,12 +104,12 @@ def sections(runs: Sequence[LoadedRun]) -> list[str]:
     games = overall.by_game(runs)
     parts = [f"<p>{_about(runs)}</p>", confounded(runs), commands(runs)]
     if len(games) == 1:
-        return [*parts, tables.every_run(runs), _ALONE, *_one_game(runs, looks), settings(runs)]
+        return [*parts, tables.every_run(runs, _scores(runs)), _ALONE, *_one_game(runs, looks), settings(runs)]
     parts += [*_over_games(runs, looks), *_game_by_game(runs, looks)]
     if len(games) <= _FEW_GAMES:
         for game, of_game in games.items():
             parts += [f"<h2>{text(spoken(game))}</h2>", *_one_game(of_game, looks)]
-    return [*parts, "<h2>The runs</h2>", tables.every_run(runs), settings(runs)]
+    return [*parts, "<h2>The runs</h2>", tables.every_run(runs, _scores(runs)), settings(runs)]
 
 
 def plots(runs: Sequence[LoadedRun]) -> list[tuple[str, Plot]]:

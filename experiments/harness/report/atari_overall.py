@@ -1,9 +1,10 @@
 """The figures of a report on many Atari games: aggregates over the games, and the games side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from envs.scores import GAME_SETS
 from experiments.harness.curves import Curve, mean_curve, over_layers, percent, relative, telling_layers
 from experiments.harness.read import LoadedRun
 from experiments.harness.report.atari_figures import axis_words, lines_of
@@ -12,6 +13,7 @@ from experiments.harness.report.page import spoken
 from experiments.harness.report.panels import Line, Panel, Plot
 
 _COLUMNS, _HEIGHT = 4, 1.9  # of a figure with a panel a game
+_FEW_NAMES = 12  # of the games below a figure; more go by their set's name where they have one
 
 
 def aggregates_plot(of_phases: Sequence[Scores], axis: str) -> Plot | None:
@@ -24,7 +26,8 @@ def aggregates_plot(of_phases: Sequence[Scores], axis: str) -> Plot | None:
         if (lines := _aggregate_lines(scores, statistic))
     ]
     label = "human-normalised score (%)"
-    return Plot("aggregates", tuple(panels), axis_words(axis), label, height=2.9) if panels else None
+    note = _note_of(of_phases)
+    return Plot("aggregates", tuple(panels), axis_words(axis), label, height=2.9, note=note) if panels else None
 
 
 def profiles_plot(of_phases: Sequence[Scores]) -> Plot | None:
@@ -36,7 +39,8 @@ def profiles_plot(of_phases: Sequence[Scores]) -> Plot | None:
     ]
     label = "share of runs with\na higher score"
     axis = "human-normalised score τ (%)"
-    return Plot("performance-profiles", tuple(panels), axis, label, height=3.2, sharey=True) if panels else None
+    note = _note_of(of_phases)
+    return Plot("performance-profiles", tuple(panels), axis, label, 3, 3.2, sharey=True, note=note) if panels else None
 
 
 def games_plot(runs: Sequence[LoadedRun], name: str, curve: Callable[[LoadedRun], Curve], label: str) -> Plot | None:
@@ -86,8 +90,14 @@ def layers_plots(runs: Sequence[LoadedRun]) -> list[Plot | None]:
 
 
 def overview_plot(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> Plot:
-    """The idea in one row: the IQM over games, and weight norms and effective learning rates averaged over them."""
-    layers = {game: telling_layers(of_game) for game, of_game in by_game(runs).items()}
+    """The idea in one row: the IQM over games, and weight norms and effective learning rates averaged over them.
+
+    The latter are over the games that every method has been run on, or over all where there is none.
+    """
+    methods = set(labels(runs))
+    every = {game: of_game for game, of_game in by_game(runs).items() if set(labels(of_game)) == methods}
+    layers = {game: telling_layers(of_game) for game, of_game in (every or by_game(runs)).items()}
+    runs = [run for run in runs if run.problem in layers]
     norms = _over_games(runs, lambda run: over_layers(run, "weight_norm", layers[run.problem], relative))
     rates = _over_games(runs, lambda run: over_layers(run, "elr", layers[run.problem]))
     scored = next((scores for scores in of_phases if scores.has_aggregates), None)
@@ -95,11 +105,13 @@ def overview_plot(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> Plo
         Panel(words_of(list(layers)), "weight norm", norms, "norm / norm at the start"),
         Panel(words_of(list(layers)), "effective learning rate", rates, "‖update‖ / ‖weights‖, per update", log=True),
     ]
+    games = {"Weight norm and effective learning rate": tuple(layers)}
     if scored:
+        games = {"IQM": scored.games, **games}
         title = f"IQM of {len(scored.games)} games, {PHASES[scored.phase]}"
         iqms = Panel(words_of(scored.games), title, _aggregate_lines(scored, "IQM"), "human-normalised score (%)")
         panels = [iqms, *panels]
-    return Plot("overview", tuple(panels), axis_words(runs[0].axis), height=3.1)
+    return Plot("overview", tuple(panels), axis_words(runs[0].axis), height=3.1, note=_note(games))
 
 
 def by_game(runs: Sequence[LoadedRun]) -> dict[str, list[LoadedRun]]:
@@ -112,11 +124,35 @@ def words_of(games: Sequence[str]) -> str:
     return f"{len(games)} games: {', '.join(games)}"
 
 
+def name_of_set(games: Sequence[str]) -> str:
+    """The name of the set that the games are, "" where they are none."""
+    return next((name for name, members in GAME_SETS.items() if set(members) == set(games)), "")
+
+
 def dormant_units(run: LoadedRun) -> Curve:
     """The mean over layers of the share of units that are dormant at 0.025, in percent."""
     curves = [percent(run.series(f"dormant_fraction_0.025/{layer}")) for layer in run.layers("dormant_fraction_0.025")]
-    curves = [curve for curve in curves if curve[0].size]
-    return mean_curve(curves) if curves else (np.zeros(0), np.zeros(0))
+    return _mean_of([curve for curve in curves if curve[0].size])
+
+
+def _note_of(of_phases: Sequence[Scores]) -> str:
+    """The games that the scores are over."""
+    return _note({PHASES[scores.phase].capitalize(): scores.games for scores in of_phases if scores.has_aggregates})
+
+
+def _note(games: Mapping[str, Sequence[str]]) -> str:
+    """The games that the parts of a figure are over, {part: games}; told once where they are the same."""
+    if len({frozenset(of_part) for of_part in games.values()}) == 1:
+        return f"Over {_named(next(iter(games.values())))}."
+    return "\n".join(f"{part} over {_named(of_part)}." for part, of_part in games.items())
+
+
+def _named(games: Sequence[str]) -> str:
+    name = name_of_set(games)
+    if name and len(games) > _FEW_NAMES:
+        return f"the {len(games)} games of {name}"
+    number = f"{len(games)} games" if len(games) > 1 else "1 game"
+    return f"{number}{f' ({name})' if name else ''}: {', '.join(map(spoken, games))}"
 
 
 def _aggregate_lines(scores: Scores, statistic: str) -> tuple[Line, ...]:
@@ -137,11 +173,23 @@ def _profile_lines(scores: Scores) -> tuple[Line, ...]:
 
 
 def _over_games(runs: Sequence[LoadedRun], curve: Callable[[LoadedRun], Curve]) -> tuple[Line, ...]:
-    """The geometric mean over the games and seeds of each method."""
+    """The geometric mean over the games of each method, of that over its seeds there."""
     lines = []
     for label in labels(runs):
-        curves = [(x, np.log(y)) for run in runs if run.label == label for x, y in [curve(run)] if x.size]
-        x, logarithms = mean_curve(curves) if curves else (np.zeros(0), np.zeros(0))
+        curves = [
+            _mean_of_logarithms([curve(run) for run in of_game if run.label == label])
+            for of_game in by_game(runs).values()
+        ]
+        x, logarithms = _mean_of([curve for curve in curves if curve[0].size])
         if x.size:
             lines.append(Line(label, "mean", x, np.exp(logarithms)))
     return tuple(lines)
+
+
+def _mean_of_logarithms(curves: Sequence[Curve]) -> Curve:
+    with np.errstate(divide="ignore"):  # a learning rate of 0 ends in an effective one of 0
+        return _mean_of([(x, np.log(y)) for x, y in curves if x.size])
+
+
+def _mean_of(curves: Sequence[Curve]) -> Curve:
+    return mean_curve(curves) if curves else (np.zeros(0), np.zeros(0))

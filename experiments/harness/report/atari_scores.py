@@ -51,10 +51,12 @@ class Scores:
     Attributes:
         phase: one of `PHASES`.
         curves: {game: {label: {seed: frames and mean return at the end of each iteration}}}; what has none is absent.
+        unscored: {(game, label, seed): why it has no curve}.
     """
 
     phase: str
     curves: Mapping[str, Mapping[str, Mapping[int, Curve]]]
+    unscored: Mapping[tuple[str, str, int], str]
 
     @functools.cached_property
     def labels(self) -> list[str]:
@@ -64,26 +66,32 @@ class Scores:
 
     @functools.cached_property
     def frames(self) -> Mapping[str, float]:
-        """How far all runs on a game have come: there its scores are taken, so that methods are compared alike."""
-        return {
-            game: min(x[-1] for of_label in of_game.values() for x, _ in of_label.values())
-            for game, of_game in self.curves.items()
-        }
+        """Where a game's scores are taken, so that methods are compared alike.
+
+        It is the end of the last iteration in which all its runs have a score; where no iteration of theirs ends at the
+        same place, it is where the shortest run has come to, and each run's nearest score is taken.
+        """
+        return {game: _compared_at([x for x, _ in _each(of_game)]) for game, of_game in self.curves.items()}
 
     def shortest(self, game: str) -> list[str]:
         """The runs that have come no further on a game than all have: "nap, seed 2"."""
+        least = min(x[-1] for x, _ in _each(self.curves[game]))
         return [
             f"{label}, seed {seed}"
             for label, seeds in self.curves[game].items()
             for seed, (x, _) in seeds.items()
-            if x[-1] == self.frames[game]
+            if x[-1] == least
         ]
 
     def raw(self, game: str, label: str) -> BySeed:
         """The game's own score of each seed; empty where there is none."""
         end = self.frames.get(game, 0.0)
-        of_label = self.curves.get(game, {}).get(label, {})
-        return {seed: float(y[max(0, np.searchsorted(x, end, side="right") - 1)]) for seed, (x, y) in of_label.items()}
+        scores = {}
+        for seed, (x, y) in self.curves.get(game, {}).get(label, {}).items():
+            apart = np.abs(x - end)
+            if apart.min() <= x[0] / 2:  # half an iteration, where iterations are of different lengths
+                scores[seed] = float(y[apart.argmin()])
+        return scores
 
     def normalised(self, game: str, label: str) -> BySeed:
         """The human-normalised score of each seed; empty for a game without human scores."""
@@ -101,8 +109,8 @@ class Scores:
     def left_out(self) -> Mapping[str, str]:
         """The other games, each with the reason."""
         reasons = {game: "no human score" for game in self.curves if game not in REFERENCES}
-        for game, of_game in self.curves.items():
-            missing = [label for label in self.labels if label not in of_game]
+        for game in self.curves:
+            missing = [label for label in self.labels if not self.raw(game, label)]
             if missing:
                 reasons.setdefault(game, f"not scored with {', '.join(missing)}")
         return reasons
@@ -118,7 +126,7 @@ class Scores:
 
     def seeds(self, label: str) -> tuple[int, int]:
         """The fewest and the most seeds that a game of the aggregates has with a method."""
-        counts = [len(self.curves[game][label]) for game in self.games]
+        counts = [len(self.raw(game, label)) for game in self.games]
         return min(counts), max(counts)
 
     def aggregate(self, label: str, statistic: str) -> Estimate:
@@ -141,7 +149,7 @@ class Scores:
             The frames, and value, low and high there, the interval NaN where `aggregate` has none; the latter is None
             without such frames.
         """
-        spans = [x for game in self.games for of_label in self.curves[game].values() for x, _ in of_label.values()]
+        spans = [x for game in self.games for x, _ in _each(self.curves[game])]
         places = np.unique(np.concatenate(spans))
         places = places[(places >= max(x[0] for x in spans)) & (places <= min(x[-1] for x in spans))]
         if not places.size:
@@ -182,28 +190,46 @@ class Scores:
 def scores_of(runs: Sequence[LoadedRun], phase: str) -> Scores:
     """The scores of all runs in a phase."""
     curves: dict[str, dict[str, dict[int, Curve]]] = {}
+    unscored = {}
     for run in runs:
         curve = by_iteration(run, phase)
-        if curve[0].size:
+        if has_diverged(run):
+            unscored[run.problem, run.label, run.seed] = "diverged"
+        elif curve[0].size:
             curves.setdefault(run.problem, {}).setdefault(run.label, {})[run.seed] = curve
-    return Scores(phase, curves)
+        else:
+            unscored[run.problem, run.label, run.seed] = "no score yet"
+    return Scores(phase, curves, unscored)
+
+
+def has_diverged(run: LoadedRun) -> bool:
+    """Whether the last evaluation has no return: the loss was no finite number any more."""
+    if not {"phase", "eval/return"} <= set(run.records.columns):
+        return False
+    returns = run.records.filter(pl.col("phase") == "eval")["eval/return"]
+    return returns.len() > 0 and returns[-1] is None
 
 
 def by_iteration(run: LoadedRun, phase: str) -> Curve:
-    """Frames and mean return of an episode, an iteration a point, the last one as far as it has come.
+    """Frames and mean return of an episode, a point for each iteration that is over and in which an episode ended.
 
     An evaluation is one record already. In training, records tell the mean of the episodes that ended since the record
-    before; they are averaged with the number of these episodes as weights.
+    before; they are averaged with the number of these episodes as weights. The point lies at the iteration's last
+    record, whether or not an episode ended there: runs of the same iterations have points at the same places.
     """
     name, records = f"{phase}/return", run.records
-    if phase == "eval" or not {"iteration", name, run.axis} <= set(records.columns):
+    if phase == "eval" or not {"phase", "iteration", name, run.axis} <= set(records.columns):
         return run.series(name)
-    weight = pl.col("train/episodes") if "train/episodes" in records.columns else pl.lit(1.0)
-    rows = records.select("iteration", x=pl.col(run.axis), y=pl.col(name).cast(pl.Float64), weight=weight).drop_nulls()
-    rows = rows.filter(pl.col("y").is_finite())
-    means = rows.group_by("iteration", maintain_order=True).agg(
-        pl.col("x").max().cast(pl.Float64), (pl.col("y") * pl.col("weight")).sum() / pl.col("weight").sum()
+    episodes = pl.col("train/episodes") if "train/episodes" in records.columns else pl.lit(1)
+    rows = records.select("iteration", "phase", x=pl.col(run.axis).cast(pl.Float64), y=pl.col(name).cast(pl.Float64),
+                          weight=pl.when(pl.col(name).is_not_null()).then(episodes))  # fmt: skip
+    iterations = rows.group_by("iteration", maintain_order=True).agg(
+        pl.col("x").max(),
+        (pl.col("y") * pl.col("weight")).sum() / pl.col("weight").sum(),
+        is_evaluated=(pl.col("phase") == "eval").any(),
     )
+    is_over = pl.lit(run.done) | pl.col("is_evaluated") | (pl.col("iteration") < pl.col("iteration").max())
+    means = iterations.filter(is_over & pl.col("y").is_finite())
     return means["x"].to_numpy(), means["y"].to_numpy()
 
 
@@ -229,20 +255,23 @@ def baselines(names: Sequence[str]) -> dict[str, str]:
 
 
 def with_agents(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """The runs, the agent in their labels where there are several: then what merely follows from it is not."""
-    agents = {str(run.config.get("agent")) for run in runs}
+    """The runs, the agent in their labels where there are several: then what merely follows from it is not.
+
+    An experiment without a choice of agents is one itself.
+    """
+    agents = {_agent(run) for run in runs}
     if len(agents) < 2:
         return list(runs)
     groups: dict[tuple[str, str, str, str], set[str]] = {}
     for run in runs:
         for name, value in run.differences:
-            groups.setdefault((run.problem, run.method, str(run.config.get("agent")), name), set()).add(value)
+            groups.setdefault((run.problem, run.method, _agent(run), name), set()).add(value)
     telling = {name for (*_, name), values in groups.items() if len(values) > 1} - {"agent"}
     named = [
         dataclasses.replace(
             run,
             differences=(
-                ("agent", str(run.config.get("agent"))),
+                ("agent", _agent(run)),
                 *((name, value) for name, value in run.differences if name in telling),
             ),
         )
@@ -254,3 +283,16 @@ def with_agents(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
 def grouped(runs: Sequence[LoadedRun]) -> list[list[LoadedRun]]:
     """The seeds of each method in each game, in order."""
     return [list(group) for _, group in itertools.groupby(runs, key=lambda run: (run.problem, run.label))]
+
+
+def _agent(run: LoadedRun) -> str:
+    return str(run.config.get("agent", run.experiment))
+
+
+def _each(of_game: Mapping[str, Mapping[int, Curve]]) -> list[Curve]:
+    return [curve for of_label in of_game.values() for curve in of_label.values()]
+
+
+def _compared_at(places: Sequence[Float[np.ndarray, "..."]]) -> float:
+    shared = functools.reduce(np.intersect1d, places)
+    return float(shared[-1] if shared.size else min(x[-1] for x in places))

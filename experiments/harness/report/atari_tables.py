@@ -1,18 +1,30 @@
 """The tables of a report on Atari runs: scores game by game, aggregates over games, comparisons, and every run."""
 
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from envs.scores import GAME_SETS
 from experiments.harness.curves import Curve, over_layers, telling_layers
 from experiments.harness.read import LoadedRun
 from experiments.harness.report.atari_figures import axis_words
-from experiments.harness.report.atari_overall import by_game
-from experiments.harness.report.atari_scores import PHASES, STATISTICS, Estimate, Scores, baselines, grouped, labels
+from experiments.harness.report.atari_overall import by_game, name_of_set
+from experiments.harness.report.atari_scores import (
+    PHASES,
+    STATISTICS,
+    Estimate,
+    Scores,
+    baselines,
+    grouped,
+    has_diverged,
+    labels,
+)
 from experiments.harness.report.page import folded, listed, minus, row, short, spoken, table, text
 
 _FEW_RUNS = 20  # more are folded away
 _FEW_NAMES = 3
+_WHERE = (
+    "of the last iteration that all runs on a game have completed (where their iterations end at different places: of "
+    "the one that ends nearest to where the shortest has come)"
+)
 
 
 def aggregates(of_phases: Sequence[Scores]) -> list[str]:
@@ -74,9 +86,10 @@ def improvements(of_phases: Sequence[Scores]) -> list[str]:
 def games_note(scores: Scores) -> str:
     """The games that an aggregate is over, and those that it is not, as HTML to stand beside it."""
     listing = text(", ".join(spoken(game) for game in scores.games))
+    name = name_of_set(scores.games)
     return (
-        f"<p class='note'><small>Over {len(scores.games)} games{_name_of_set(scores.games)}: {listing}."
-        f"{_held_back(scores)}{_left_out(scores)}</small></p>"
+        f"<p class='note'><small>Over {len(scores.games)} games{f' ({name})' if name else ''}: {listing}."
+        f"{_held_back(scores)}{_left_out(scores)}{_not_counted(scores)}</small></p>"
     )
 
 
@@ -88,7 +101,7 @@ def no_aggregates(of_phases: Sequence[Scores]) -> str:
     known = f"only {text(spoken(scores.games[0]))} is such a game" if scores.games else "no game is"
     return (
         f"<p>Aggregates are over the games with human scores in which every method has been scored. Here {known}, so "
-        f"there are none.{_left_out(scores)}</p>"
+        f"there are none.{_left_out(scores)}{_not_counted(scores)}</p>"
     )
 
 
@@ -111,16 +124,17 @@ def games(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> list[str]:
                 )
                 for game in sorted(scores.curves)
             ]
-            parts.append(f"<h4>{PHASES[scores.phase].capitalize()}</h4>{table(head, rows)}")
+            without = f"<p class='note'><small>{_not_counted(scores)}</small></p>" if scores.unscored else ""
+            parts.append(f"<h4>{PHASES[scores.phase].capitalize()}</h4>{table(head, rows)}{without}")
     parts.append(
-        "<p class='note'>The mean return of the last iteration that all runs on a game have come to: mean ± standard "
-        "deviation over seeds (their number in brackets). Below it the same on the human-normalised scale, for the 57 "
-        "games that have one. A score in training is of an agent that explores.</p>"
+        f"<p class='note'>The mean return {_WHERE}: mean ± standard deviation over seeds (their number in brackets). "
+        "Below it the same on the human-normalised scale, for the 57 games that have one. A score in training is of an "
+        "agent that explores.</p>"
     )
     return parts
 
 
-def every_run(runs: Sequence[LoadedRun]) -> str:
+def every_run(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> str:
     """A row a run, and one for the mean over seeds of each method; folded where there are many."""
     words = ["game", "method", "seed", axis_words(runs[0].axis), "updates", "training return"]
     words += ["evaluation return", "human-normalised", "weight norm", "effective learning rate", "state"]
@@ -130,12 +144,13 @@ def every_run(runs: Sequence[LoadedRun]) -> str:
     for of_method in grouped(runs):
         rows += [row(head, [text(cell) for cell in _cells(run, layers[run.problem])]) for run in of_method]
         if len(of_method) > 1:
-            rows.append(row(head, [text(cell) for cell in _mean_cells(of_method)], " class='mean'"))
+            rows.append(row(head, [text(cell) for cell in _mean_cells(of_method, of_phases)], " class='mean'"))
     content = (
         f"{table(head, rows)}"
-        "<p>Returns are the last ones recorded (mean ± standard deviation over seeds). Human-normalised: the last "
-        "evaluation's, 0 % as a random player, 100 % as a human tester. Weight norm and effective learning rate: the "
-        "last over the first, as a geometric mean over layers (those that NaP projects, where the runs show which).</p>"
+        "<p>A run's returns are the last ones recorded. Means ± standard deviations over seeds are "
+        f"{_WHERE}; in brackets the seeds, where not all have a score. Human-normalised: the evaluation's, 0 % as a "
+        "random player, 100 % as a human tester. Weight norm and effective learning rate: the last over the first, as "
+        "a geometric mean over layers (those that NaP projects, where the runs show which).</p>"
     )
     if len(runs) > _FEW_RUNS:
         return folded(f"All {len(runs)} runs", content)
@@ -146,7 +161,7 @@ def _held_back(scores: Scores) -> str:
     """A sentence on the games whose scores are taken earlier than others', as HTML; "" where there are none."""
     most = max(scores.frames[game] for game in scores.games)
     behind = [
-        f"{spoken(game)} at {scores.frames[game]:,.0f} ({listed(scores.shortest(game)[:_FEW_NAMES])})"
+        f"{spoken(game)} at {scores.frames[game]:,.0f} ({_some(scores.shortest(game))})"
         for game in scores.games
         if scores.frames[game] < most
     ]
@@ -158,6 +173,11 @@ def _held_back(scores: Scores) -> str:
     )
 
 
+def _some(runs: Sequence[str]) -> str:
+    more = len(runs) - _FEW_NAMES
+    return listed([*runs[:_FEW_NAMES], f"{more} more"] if more > 0 else runs)
+
+
 def _left_out(scores: Scores) -> str:
     """A sentence on the games that are not in the aggregates, as HTML; "" where all are."""
     reasons: dict[str, list[str]] = {}
@@ -167,8 +187,16 @@ def _left_out(scores: Scores) -> str:
     return f" <b>Left out:</b> {text(listing)}." if reasons else ""
 
 
-def _name_of_set(found: Collection[str]) -> str:
-    return next((f" ({name})" for name, members in GAME_SETS.items() if set(members) == set(found)), "")
+def _not_counted(scores: Scores) -> str:
+    """A sentence on the runs without a score, as HTML; "" where all have one."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    for (game, label, seed), reason in scores.unscored.items():
+        seeds.setdefault((game, label, reason), []).append(seed)
+    listing = "; ".join(
+        f"{label} on {spoken(game)}, seed{'s' * (len(of) > 1)} {listed(of)} ({reason})"
+        for (game, label, reason), of in seeds.items()
+    )
+    return f" <b>Not counted:</b> {text(listing)}." if seeds else ""
 
 
 def _interval_note(of_phases: Sequence[Scores]) -> str:
@@ -211,7 +239,8 @@ def _percent(share: float) -> str:
 
 
 def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
-    human = run.last("eval/human_normalised")
+    diverged = has_diverged(run)
+    human = None if diverged else run.last("eval/human_normalised")
     updates = run.last("updates")
     return [
         spoken(run.problem),
@@ -220,27 +249,36 @@ def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
         f"{run.reached:,}",
         "–" if updates is None else f"{updates:,.0f}",
         short(run.last("train/return")),
-        short(run.last("eval/return")),
+        short(None if diverged else run.last("eval/return")),
         "–" if human is None else f"{100 * human:.1f} %",
         _change(over_layers(run, "weight_norm", layers)),
         _change(over_layers(run, "elr", layers)),
-        "finished" if run.done else "not finished",
+        "diverged" if diverged else "finished" if run.done else "not finished",
     ]
 
 
-def _mean_cells(runs: Sequence[LoadedRun]) -> list[str]:
+def _mean_cells(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> list[str]:
     """The table's row for all seeds of one method."""
-    human = [100 * value for run in runs if (value := run.last("eval/human_normalised")) is not None]
-    returns = [_mean([run.last(f"{phase}/return") for run in runs]) for phase in ("train", "eval")]
-    name = [spoken(runs[0].problem), runs[0].label, f"mean of {len(runs)}"]
-    return [*name, "", "", *returns, f"{_mean(human)} %" if human else "–", "", "", ""]
+    game, label = runs[0].problem, runs[0].label
+    of_phase = {scores.phase: scores for scores in of_phases}
+    train, evaluation = of_phase["train"], of_phase["eval"]
+    places = dict.fromkeys(scores.frames[game] for scores in (train, evaluation) if scores.raw(game, label))
+    human = [100 * score for score in evaluation.normalised(game, label).values()]
+    return [
+        *(spoken(game), label, f"mean of {len(runs)}", " / ".join(f"{place:,.0f}" for place in places), ""),
+        *(_mean_of(list(scores.raw(game, label).values()), len(runs)) for scores in (train, evaluation)),
+        *(f"{_mean(human)} %" if human else "–", "", "", ""),
+    ]
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return short(known[0] if known else None)
-    return f"{short(statistics.mean(known), 3)} ± {short(statistics.stdev(known), 2)}"
+def _mean_of(values: Sequence[float], seeds: int) -> str:
+    return _mean(values) + (f" ({len(values)})" if 0 < len(values) < seeds else "")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return short(values[0] if values else None)
+    return f"{short(statistics.mean(values), 3)} ± {short(statistics.stdev(values), 2)}"
 
 
 def _change(curve: Curve) -> str:

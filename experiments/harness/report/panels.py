@@ -27,6 +27,8 @@ FRESH = "fresh"  # how the statistic begins of a line that is drawn dotted, for 
 _TITLE_WIDTH = {1: 120, 2: 62, 3: 40, 4: 28}  # characters, by the panels in a row
 _STANDS_STILL = 1e-3  # a curve that moves by less than this, relatively, is level
 _DPI = 160
+_NOTE_WIDTH = 150  # characters in a line of a note
+_NOTE_LINE = 0.16  # inches
 
 Places = Float[np.ndarray, " points"]
 
@@ -88,6 +90,7 @@ class Plot:
         marks: places on the horizontal axis with a fine vertical line.
         stretches: what the horizontal axis consists of, named above the first panel.
         log_axis: the horizontal axis is logarithmic; the places where there are points are marked on it.
+        note: words below all of it, in small letters.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Plot:
     marks: tuple[float, ...] = ()
     stretches: tuple[Stretch, ...] = ()
     log_axis: bool = False
+    note: str = ""
 
     @property
     def methods(self) -> list[str]:
@@ -224,7 +228,8 @@ def _shape(plot: Plot) -> tuple[int, int]:
 
 def _grid(plot: Plot) -> tuple[Figure, list[Axes]]:
     rows, columns = _shape(plot)
-    figure = Figure(figsize=(_WIDTH, plot.height * rows + 0.8), layout="constrained")
+    height = plot.height * rows + 0.8 + _NOTE_LINE * len(_note_lines(plot))
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=plot.sharey, squeeze=False)
     panels: list[Axes] = list(grid.flat)
     for unused in panels[len(plot.panels) :]:
@@ -263,9 +268,15 @@ def _finish(figure: Figure, panels: Sequence[Axes], plot: Plot) -> None:
             low, high = axes.get_ylim()
             if high - low < _STANDS_STILL * abs(high):  # rounding errors, which need not be looked at
                 axes.set_ylim(0.95 * low, 1.05 * high)
-    figure.supxlabel(f"{plot.axis}{unit}", fontsize=10)
+    note = _note_lines(plot)
+    figure.supxlabel(f"{plot.axis}{unit}" + "\n" * len(note), fontsize=10)  # empty lines make room for the note
+    figure.text(0.5, 0.05 / figure.get_figheight(), "\n".join(note), color="#444", fontsize=8, ha="center", va="bottom")
     if plot.label:
         figure.supylabel(plot.label, fontsize=10)
+
+
+def _note_lines(plot: Plot) -> list[str]:
+    return [line for part in plot.note.splitlines() for line in textwrap.wrap(part, _NOTE_WIDTH)]
 
 
 def _multiples(span: float) -> Sequence[float]:

@@ -19,7 +19,7 @@ from experiments.harness.report.page import (
 )
 from experiments.harness.report.panels import Plot
 from experiments.harness.report.sequences_scores import Scores
-from experiments.harness.report.sequences_studies import Study, differing, make_studies
+from experiments.harness.report.sequences_studies import Method, Study, differing, make_studies
 from experiments.harness.statistics import RESAMPLES, caution
 
 _SCORES = (
@@ -68,7 +68,10 @@ _AT_A_SWITCH: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "target": ("the target network", {"copy": "a copy of the online one", "keep": "kept"}),
     "exploration": ("exploration", {"restart": "restarted", "go-on": "goes on over the run"}),
     "rate": ("the learning-rate schedule", {"restart": "restarted", "go-on": "stretched over the run"}),
+    "importance": ("the importance exponent", {"restart": "rises anew", "go-on": "rises once over the run"}),
     "head": ("the output layer", {"shared": "shared by all tasks", "own": "one for each task"}),
+    "protocol": ("observations and actions", {"machado": "one protocol for all, machado", "dqn-zoo": "one, dqn-zoo"}),
+    "reward": ("rewards", {"clipped": "all clipped to -1 to 1", "raw": "as they are"}),
 }
 
 
@@ -202,10 +205,11 @@ def _missing(scores: Scores) -> str:
     for method in study.methods:
         if study.sequence.visits and not method.runs:
             missing.append(f"{method.label}: the sequence has not begun")
-        none = [task.name for task in study.tasks if not method.fresh_curves(task)]
+        none = [task.name for task in study.tasks if not method.fresh_curves(task) and not method.fresh_diverged(task)]
         if none and method.runs:
             every = "any task" if len(none) == len(study.tasks) else listed(none)
             missing.append(f"{method.label}: no fresh agent for {every} yet, which the sequence's own command trains")
+        missing += _diverged(study, method)
     without = [task.name for task in study.tasks if task not in scores.scales]
     if without:
         missing.append(
@@ -215,6 +219,24 @@ def _missing(scores: Scores) -> str:
         )
     items = "".join(f"<li>{text(words)}</li>" for words in missing)
     return f"<p><b>Missing here:</b></p><ul>{items}</ul>" if items else ""
+
+
+def _diverged(study: Study, method: Method) -> list[str]:
+    """A sentence on each seed whose loss was no finite number any more, in the sequence or of a fresh agent."""
+    told = []
+    for seed, number in method.diverged.items():
+        visit = study.sequence.visits[number]
+        told.append(
+            f"{method.label}, seed {seed}: diverged in visit {number + 1} ({visit.task.name}), so it has no score from "
+            "there on; what needs one is over the other seeds"
+        )
+    for task in study.tasks:
+        told += [
+            f"{method.label}, seed {seed}: its fresh agent on {task.name} diverged, so what is compared with that is "
+            "over the other seeds"
+            for seed in method.fresh_diverged(task)
+        ]
+    return told
 
 
 def _how(scores: Scores) -> str:
@@ -232,13 +254,13 @@ def _how(scores: Scores) -> str:
             "record, of almost random play, and 100 % what those of the best method score at the end of their training"
         )
     sentences = [f"Scores: {'; '.join(kinds)}." if kinds else "", "Averages are over tasks, then over seeds."]
-    fewest = min(len(method.seeds) for method in study.methods)
-    if fewest > 1:
+    counts = [max(1, len(method.seeds - method.any_diverged)) for method in study.methods]
+    if max(counts) > 1:
         sentences.append(
             f"Brackets: 95 % bootstrap intervals over seeds ({RESAMPLES:,} resamples); a difference is taken seed by "
             "seed, and is bold where its interval leaves 0 out. The ends of the scale are taken as they are."
         )
-    sentences.append(caution(fewest))
+    sentences.append(caution(min(counts)))
     if not tables.is_complete(scores):
         sentences.append(
             "Where not all visits are over, an average is over those that are, of the seeds that have most of them, "

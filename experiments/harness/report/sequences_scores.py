@@ -11,7 +11,7 @@ from jaxtyping import Float
 from envs.sequence import Task, Visit
 from experiments.harness.curves import Curve
 from experiments.harness.report.sequences_studies import BySeed, Method, Study, ends_of
-from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
+from experiments.harness.statistics import Interval, stratified_bootstrap
 
 Items = Mapping[Hashable, BySeed]  # a number of each seed for each visit, or for each task
 
@@ -166,16 +166,9 @@ def summary(items: Items) -> Summary | None:
     return Summary(stratified_bootstrap(averages), len(shared), len(items), len(seeds))
 
 
-def difference(method: Items, baseline: Items) -> Interval | None:
-    """The average of a method - a baseline's, over what a seed has in both, paired over seeds; None without any."""
-    both = [(of, baseline[name]) for name, of in method.items() if name in baseline]
-    ours: dict[int, float] = {}
-    theirs: dict[int, float] = {}
-    for seed in dict.fromkeys(seed for of, _ in both for seed in of):
-        shared = [(of[seed], other[seed]) for of, other in both if seed in of and seed in other]
-        if shared:
-            ours[seed], theirs[seed] = np.mean(shared, axis=0).tolist()
-    return paired_difference(ours, theirs) if ours else None
+def difference(method: Items, baseline: Items) -> Summary | None:
+    """The average of a method - a baseline's, seed by seed; over seeds and visits as `summary` takes them."""
+    return summary({name: _minus(of, baseline.get(name, {})) for name, of in method.items()})
 
 
 def _counts(items: Items) -> dict[int, int]:

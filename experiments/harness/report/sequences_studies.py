@@ -62,9 +62,26 @@ class Method:
         return {seed: of[name] for seed, of in self._remembered.items() if name in of}
 
     def completed(self, visits: Iterable[Visit]) -> dict[int, int]:
-        """How many of the visits each seed has completed."""
-        ends = [ends_of(self.curves(visit), visit.task.frames) for visit in visits]
-        return {seed: sum(seed in end for end in ends) for seed in self.runs}
+        """How many of the visits each seed has completed, with a score or, once it has diverged, without one."""
+        whole = {visit.number: visit.task.frames for visit in visits}
+        return {
+            seed: sum(whole.get(number) == frames for number, frames in _lengths(run).items())
+            for seed, run in self.runs.items()
+        }
+
+    @functools.cached_property
+    def diverged(self) -> dict[int, int]:
+        """Of each seed whose evaluations come to have no return, the first visit, from 0, where they have none."""
+        return _diverged(self.runs)
+
+    def fresh_diverged(self, task: Task) -> list[int]:
+        """The seeds whose fresh agents' evaluations come to have no return."""
+        return list(_diverged(self.fresh[task]))
+
+    @property
+    def any_diverged(self) -> set[int]:
+        """The seeds that have diverged anywhere."""
+        return {*self.diverged, *(seed for task in self.fresh for seed in self.fresh_diverged(task))}
 
     @functools.cached_property
     def _curves(self) -> dict[int, dict[int, Curve]]:
@@ -231,6 +248,25 @@ def _evaluations(run: LoadedRun) -> dict[int, Curve]:
         int(visit) - 1: (of["visit_frames"].cast(pl.Float64).to_numpy(), of["eval/return"].to_numpy())
         for (visit,), of in parts.items()
     }
+
+
+def _lengths(run: LoadedRun) -> dict[int, int]:
+    """For each visit, from 0, the frames within it at its last evaluation, whether that has a return or not."""
+    if not {"phase", "visit", "visit_frames"} <= set(run.records.columns):
+        return {}
+    rows = run.records.filter(pl.col("phase") == "eval").group_by("visit").agg(pl.col("visit_frames").max())
+    return {int(visit) - 1: int(frames) for visit, frames in rows.iter_rows()}
+
+
+def _diverged(runs: Mapping[int, LoadedRun]) -> dict[int, int]:
+    """For each seed the first visit, from 0, with an evaluation that has no return."""
+    found = {}
+    for seed, run in runs.items():
+        if {"phase", "visit", "eval/return"} <= set(run.records.columns):
+            rows = run.records.filter((pl.col("phase") == "eval") & pl.col("eval/return").is_null())
+            if rows.height:
+                found[seed] = int(rows["visit"][0]) - 1
+    return found
 
 
 def _after_visits(run: LoadedRun) -> dict[tuple[int, str], float]:

@@ -31,13 +31,13 @@ def averages(scores: Scores) -> str:
         of_visits = [scores.scores(method, study.nth(number)) for number in range(most)]
         shown = [
             text(method.label),
-            *(_summary(summary(items), _percent) for items in (scores.fresh(method), *of_visits)),
+            *(_summary(summary(items), method, _percent) for items in (scores.fresh(method), *of_visits)),
         ]
         if others:
             visits = study.sequence.visits
             found = difference(scores.scores(method, visits), scores.scores(baseline, visits))
-            shown.append("baseline" if method is baseline else _difference(found))
-        shown += [str(len(method.seeds)), *([] if is_complete(scores) else [text(state(scores, method))])]
+            shown.append("baseline" if method is baseline else _effect(found, method))
+        shown += [_seeds(method), *([] if is_complete(scores) else [text(state(scores, method))])]
         rows.append(row(head, shown))
     return table(head, rows)
 
@@ -61,7 +61,7 @@ def effects(scores: Scores) -> list[str]:
     measures += [("forward transfer", scores.transfer), ("forgetting", scores.forgetting)]
     head = [("method", False), *((words, True) for words, _ in measures)]
     rows = [
-        row(head, [text(method.label), *(_effect(summary(measure(method))) for _, measure in measures)])
+        row(head, [text(method.label), *(_effect(summary(measure(method)), method) for _, measure in measures)])
         for method in study.methods
     ]
     words = "What earlier tasks do to later ones, and later ones to earlier ones, in percentage points of these scores:"
@@ -129,20 +129,25 @@ def _scale(scores: Scores, task: Task) -> Sequence[str]:
     return short(zero, 3), f"{short(hundred, 3)} <small>{'human' if human else 'fresh'}</small>"
 
 
-def _summary(found: Summary | None, written: Callable[[float], str]) -> str:
+def _seeds(method: Method) -> str:
+    diverged = len(method.any_diverged)
+    return f"{len(method.seeds)} ({diverged} diverged)" if diverged else str(len(method.seeds))
+
+
+def _summary(found: Summary | None, method: Method, written: Callable[[float], str]) -> str:
+    """An average, and over what it is where that is not all."""
     if found is None:
         return "–"
+    over = [f"over {found.items} of {found.planned}"] if found.items < found.planned else []
+    seeds = len(method.seeds)
+    over += [f"{found.seeds} of {seeds} seeds"] if found.seeds < seeds else []
     shown = bracketed(found.interval, written)
-    return shown if found.items == found.planned else f"{shown} <small>over {found.items} of {found.planned}</small>"
+    return f"{shown} <small>{', '.join(over)}</small>" if over else shown
 
 
-def _effect(found: Summary | None) -> str:
-    shown = _summary(found, lambda value: signed(f"{value:.1f}"))
+def _effect(found: Summary | None, method: Method) -> str:
+    shown = _summary(found, method, lambda value: signed(f"{value:.1f}"))
     return bold_if_apart(found.interval if found else None, shown)
-
-
-def _difference(found: Interval | None) -> str:
-    return bold_if_apart(found, bracketed(found, lambda value: signed(f"{value:.1f}")))
 
 
 def _percent(value: float) -> str:
