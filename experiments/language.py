@@ -43,7 +43,16 @@ from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rat
 from experiments.harness.processes import in_first, together
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
-from experiments.harness.training import Data, TrainingOptions, devices_of, jobs_of_seeds, run_to_end, share
+from experiments.harness.training import (
+    Data,
+    TrainingOptions,
+    constraint_of,
+    devices_of,
+    jobs_of_seeds,
+    run_to_end,
+    share,
+)
+from nap.layers import identity
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.attention import AttentionKernel
 from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
@@ -170,7 +179,11 @@ def run(config: Config, options: TrainingOptions) -> Path:
     mesh = devices_of(config.training, options)  # before anything is loaded
     harness.enable_compilation_cache()
     text = load(config, options)
-    network = network_of(config, text.tokenizer.vocabulary)
+    vocabulary = text.tokenizer.vocabulary
+    network = network_of(config, vocabulary, constraint_of(mesh, options))
+    counted = network_of(
+        dataclasses.replace(config, network=dataclasses.replace(config.network, attention="xla")), vocabulary
+    )
     task = Task(network, lambda batch: batch.inputs, lambda logits, batch: judge(logits, batch, z_loss=config.z_loss))
     logits = jax.jit(network.evaluate) if mesh is None else on_every_device(network.evaluate, mesh)
 
@@ -186,7 +199,9 @@ def run(config: Config, options: TrainingOptions) -> Path:
             opened.record({"phase": "choices", "updates": config.updates, **scored})
         return {**scored, "held_out_text": text.fingerprint}
 
-    return run_to_end("language", config, options, task, text.data, label=_label(config), at_end=at_end)
+    return run_to_end(
+        "language", config, options, task, text.data, label=_label(config), counted=counted, at_end=at_end
+    )
 
 
 class Text(NamedTuple):
@@ -247,8 +262,15 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
-def network_of(config: Config, vocabulary: int) -> StatefulNetwork:
+def network_of(
+    config: Config, vocabulary: int, constrain: Callable[[jax.Array], jax.Array] = identity
+) -> StatefulNetwork:
     """The transformer of a resolved configuration, as the method trains it.
+
+    Args:
+        config: resolved.
+        vocabulary: number of tokens.
+        constrain: see `nap.networks.transformer.Transformer`.
 
     Raises:
         harness.UserError: sizes that do not fit.
@@ -264,6 +286,7 @@ def network_of(config: Config, vocabulary: int) -> StatefulNetwork:
                 context=config.sequence,
                 norm="rms" if norm == "rms" else "layer",
                 placement="pre" if plain else "every",
+                constrain=constrain,
                 dtype=jnp.dtype(config.dtype),
                 rngs=rngs,
             )

@@ -91,6 +91,20 @@ def divided(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(_DATA))
 
 
+def kept_divided(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """The identity of a batch's activations, for inside of a jitted function: they stay divided as the batch is.
+
+    With a `fully_sharded` state, XLA could as well divide what a layer computes by its units, as the layer's parameters
+    lie, and gather the activations of the whole batch on every device. Rows that the devices can't share evenly lie
+    where XLA puts them.
+    """
+
+    def constrain(x: jax.Array) -> jax.Array:
+        return x if x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, divided(mesh))
+
+    return constrain
+
+
 def fully_sharded(tree: PyTree, mesh: Mesh) -> PyTree:
     """Where each leaf lies when a state is divided over the devices: parameters, and an optimizer's moments like them.
 

@@ -28,6 +28,7 @@ from experiments.harness.mesh import (
     check_divisible,
     data_parallel,
     fully_sharded,
+    kept_divided,
     mesh_of,
     on_every_device,
 )
@@ -46,6 +47,8 @@ from experiments.harness.supervised import (
     learner_of,
 )
 from experiments.harness.utilisation import measured_peak, training_flops
+from nap.layers import identity
+from nap.networks import StatefulNetwork
 from nap.paths import PyTree
 
 SAVE_SECONDS = 300.0
@@ -109,6 +112,11 @@ def devices_of(training: TrainingConfig, options: TrainingOptions) -> Mesh | Non
     return mesh
 
 
+def constraint_of(mesh: Mesh | None, options: TrainingOptions) -> Callable[[jax.Array], jax.Array]:
+    """What a network's activations go through: with `--shard` they stay divided as the batch is."""
+    return kept_divided(mesh) if mesh is not None and options.shard else identity
+
+
 def share() -> Share:
     """The rows of each batch that this process loads."""
     return Share(jax.process_index(), jax.process_count()) if several() else WHOLE
@@ -170,6 +178,7 @@ def run_to_end(
     data: Data,
     *,
     label: str,
+    counted: StatefulNetwork | None = None,
     at_end: Callable[[Run, State], Mapping[str, Any]] = lambda opened, state: {},
 ) -> Path:
     """A supervised experiment's run, from its beginning or from where it was left, to its end; prints what came of it.
@@ -181,6 +190,7 @@ def run_to_end(
         task: what is learned.
         data: what on.
         label: of the run's folder.
+        counted: a network with the same parameters and products of which `training_flops` sees all; None: the task's.
         at_end: (the run, the last state) -> what its summary says besides.
 
     Returns:
@@ -188,7 +198,10 @@ def run_to_end(
     """
     with open_run(name, config, options, label=label, total=config.updates, unit="updates") as opened:
         if not opened.done:
-            state, last = train(opened, learner_of(task, config), data, config, options)
+            learner = learner_of(task, config)
+            if counted is not None:
+                learner = learner._replace(forward=learner_of(task._replace(network=counted), config).forward)
+            state, last = train(opened, learner, data, config, options)
             opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
         summary = opened.summary
         if writes():
@@ -215,6 +228,11 @@ def train(
     del fresh
     meter = _Meter(learner, functions.devices, config.dtype)
     first, loss = done, None
+    if options.profile is not None and updates - done <= _PROFILED.start:
+        opened.progress.say(
+            f"--profile: no trace, since it begins at update {_PROFILED.start + 1} of a process, and "
+            f"{updates - done} are left"
+        )
     with (
         contextlib.closing(data.train.batches(tuple(map(int, position)))) as batches,
         contextlib.ExitStack() as profile,
@@ -229,7 +247,7 @@ def train(
             state, loss, told = step(state, functions.place(batch))
             jax.block_until_ready(before)  # one update ahead of the device, and no more: each batch takes its memory
             done += 1
-            meter.add(state, batch)
+            meter.add(step, state, batch)
             if done - first == _PROFILED.stop:
                 jax.block_until_ready(loss)
                 profile.close()
@@ -262,11 +280,13 @@ class _Meter:
     def __init__(self, learner: Learner, devices: int, dtype: str) -> None:
         self._learner, self._devices, self._dtype = learner, devices, dtype
         self._flops: float | None = None
-        self._compiling = 2  # as many records come first
+        self._compiled: set[Update] = set()
         self.restart()
 
-    def add(self, state: State, batch: Any) -> None:
-        """Counts a batch, of which this process has its share."""
+    def add(self, step: Update, state: State, batch: Any) -> None:
+        """Counts a batch that went through a jitted step, and of which this process has its share."""
+        self._compiling |= step not in self._compiled
+        self._compiled.add(step)
         self._weight += float(batch.weights.sum()) * share().processes
         self._batches += 1
         if self._flops is None:
@@ -275,9 +295,8 @@ class _Meter:
     def speed(self, unit: str) -> dict[str, float]:
         """What a record says since the last one; nothing while something was compiled. The device must be idle."""
         seconds, weight, batches = time.monotonic() - self._started, self._weight, self._batches
-        self._compiling = max(0, self._compiling - 1)
-        self.restart()
-        if self._compiling or not batches or self._flops is None:
+        if self._compiling or self._flops is None:
+            self.restart()
             return {}
         used = self._flops * batches / seconds / (self._devices * measured_peak(self._dtype))
         self.restart()  # the peak may have been measured just now
@@ -285,7 +304,7 @@ class _Meter:
 
     def restart(self) -> None:
         """Begins a new stretch."""
-        self._started, self._weight, self._batches = time.monotonic(), 0.0, 0
+        self._started, self._weight, self._batches, self._compiling = time.monotonic(), 0.0, 0, False
 
 
 def _as_read(batch: Any) -> Any:

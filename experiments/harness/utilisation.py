@@ -29,7 +29,8 @@ def training_flops(forward: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of a forward and a backward pass: of products and convolutions, two for each term.
 
     Args:
-        forward: the network as a function; a kernel that JAX does not see into, such as cuDNN's attention, counts 0.
+        forward: the network as a function; a kernel that JAX does not see into, such as cuDNN's attention, counts 0, so
+            give a network without it.
         arguments: arrays, or their shapes.
     """
     return (1 + BACKWARD) * _flops(jax.make_jaxpr(forward)(*arguments).jaxpr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -80,6 +81,8 @@ class Transformer(nnx.Module):
       remat: whether the backward pass computes each block again instead of keeping its activations.
       scan_layers: whether the blocks are one stack, run by a loop: compilation takes as long as for one block, and each
         of its parameters has a leading axis of `layers`, over which no norm is taken.
+      constrain: what the residual stream, [batch, time, width], goes through where each block begins and ends: the
+        identity, or one that tells XLA how it lies on several devices.
       dtype: what is computed in; parameters and outputs are float32.
       rngs: NNX random streams.
 
@@ -106,6 +109,7 @@ class Transformer(nnx.Module):
         attention: AttentionKernel = "xla",
         remat: bool = False,
         scan_layers: bool = False,
+        constrain: Callable[[jax.Array], jax.Array] = identity,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -149,7 +153,7 @@ class Transformer(nnx.Module):
         self.norm = Normalization(width, norm=norm, before_output=True)
         self.output = None if tied else Output(width, vocabulary, bias=False, rngs=rngs)
         self.context, self.layers, self.remat, self.dtype = context, layers, remat, jnp.dtype(dtype)
-        self.scan_layers, self.gated = scan_layers, mlp == "swiglu"
+        self.scan_layers, self.constrain, self.gated = scan_layers, constrain, mlp == "swiglu"
 
     @property
     def readers(self) -> dict[str, tuple[str, ...]]:
@@ -192,8 +196,8 @@ class Transformer(nnx.Module):
         graph = nnx.graphdef(self.blocks if self.scan_layers else self.blocks[0])
 
         def step(x: jax.Array, block: Any) -> tuple[jax.Array, Any]:
-            x, hidden = nnx.merge(graph, block).with_activations(x)
-            return x, hidden if keep else None
+            x, hidden = nnx.merge(graph, block).with_activations(self.constrain(x))
+            return self.constrain(x), hidden if keep else None
 
         if self.remat:  # in a loop, nothing is there to be merged with what is computed again
             step = jax.checkpoint(step, prevent_cse=not self.scan_layers)

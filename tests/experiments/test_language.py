@@ -1,19 +1,24 @@
 """`python -m experiments language` from end to end on tiny runs, and the scoring of choices by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from run_folders import completed, folder_in, rows, typed
 
+import nap
 from envs.loaders import Question, TextBatch, Tokenizer
 from experiments import language
-from experiments.harness import training
+from experiments.harness import mesh, training
 from experiments.harness.choices import load_choices, score
 from experiments.harness.run import Run
+from experiments.harness.supervised import make_learner
+from experiments.harness.utilisation import training_flops
 from nap import paths
 
 TINY = {"layers": 2, "width": 8, "heads": 2, "sequence": 8, "batch-size": 4, "updates": 6}
@@ -85,6 +90,72 @@ def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, t
     assert command(data, tmp_path, *arguments) == 0
     for name in ("metrics.jsonl", "summary.json"):
         assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
+
+
+def handed_over(monkeypatch, data: Path, out: Path, *arguments: str):
+    """What a command gives to the training loop: by position, and by name."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(language, "run_to_end", lambda *given, **named: seen.append((given, named)))
+        assert command(data, out, *arguments) == 0
+    return seen[0]
+
+
+def test_divided_weights_train_as_on_one_device_and_no_device_gathers_the_batch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "_SMALL", 64)
+    sizes, states = ("--scan-layers", "--batch-size", "16", "--width", "16"), []
+    for devices in ((), ("--devices", "8", "--shard")):
+        (_, config, options, task, text), _ = handed_over(monkeypatch, data, tmp_path, *sizes, *devices)
+        made = make_learner(task, config.training, lambda key: nap.normalize_and_project(optax.sgd(0.1)))
+        functions = training.compiled(made, config.training, options)
+        batch, _ = next(text.train.batches(text.train.start))
+        state, batch = functions.init(jax.random.key(0)), functions.place(batch)
+        update = functions.update.lower(state, batch).compile()
+        states.append(update(state, batch))
+    for one, eight in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
+    assert not paths.leaves(states[1][0].params)["blocks/mlp/up/kernel"].is_fully_replicated
+    collective = r"= (.*) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+    moved = [
+        shape for shapes in re.findall(collective, update.as_text()) for shape in re.findall(r"f32\[.*?\]", shapes)
+    ]
+    assert "f32[16,64]" in moved  # an MLP's kernel
+    assert not [shape for shape in moved if re.match(r"f32\[(16,8|128)\b", shape)]
+
+
+def test_speed_and_utilisation_leave_compilation_out(data, tmp_path, monkeypatch):
+    """Updates 1 and 2 compile the two kinds of updates, which the records of 1 and 3 tell of."""
+    monkeypatch.setattr(training, "measured_peak", lambda dtype: 1e9)
+    assert command(data, tmp_path, "--updates", "9", "--log-every", "3", "--evaluations", "1") == 0
+    assert [row["updates"] for row in rows(folder_in(tmp_path), "train")] == [1, 3, 6, 9]
+    told = [json.loads(line) for line in (folder_in(tmp_path) / "timings.jsonl").read_text().splitlines()]
+    told = [row for row in told if "utilisation" in row]
+    assert [row["updates"] for row in told] == [6, 9]
+    # Of each token and layer: 12 width^2 weights, and 2 x 8 products of width with queries or values; and the logits.
+    of_token = 3 * 2 * (2 * (12 * 8**2 + 2 * 8 * 8) + 8 * 257)
+    for row in told:  # of the 96 places of three batches, 3 may lie behind the text's end
+        assert 95.99 / 96 < row["utilisation"] / (row["tokens_per_second"] * of_token / 1e9) < 96.01 / 93
+
+
+def test_flash_attention_counts_as_what_it_computes(data, tmp_path, monkeypatch):
+    flops = []
+    for kernel in ("xla", "cudnn"):
+        (_, _, _, _, text), named = handed_over(monkeypatch, data, tmp_path, "--attention", kernel)
+        batch, _ = next(text.train.batches(text.train.start))
+        params, rest = jax.eval_shape(named["counted"].init, jax.random.key(0))
+        flops.append(training_flops(named["counted"].train, params, rest, batch.inputs))
+    assert flops[0] == flops[1] > 0
+
+
+@pytest.mark.parametrize(("updates", "traced"), [(10, False), (11, True)])
+def test_a_profile_is_written_unless_the_run_is_too_short(updates, traced, data, tmp_path, capfd):
+    flags = ("--updates", str(updates), "--profile", str(tmp_path / "profile"))
+    assert command(data, tmp_path / "runs", *flags) == 0
+    assert bool([*(tmp_path / "profile").rglob("*.xplane.pb")]) == traced
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("--profile")]
+    assert said == (
+        [] if traced else ["--profile: no trace, since it begins at update 11 of a process, and 10 are left"]
+    )
 
 
 def test_the_methods_networks():

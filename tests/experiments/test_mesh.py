@@ -214,6 +214,16 @@ def test_where_the_leaves_of_a_fully_sharded_state_lie():
     }
 
 
+def test_activations_are_kept_divided_where_the_devices_can_share_them():
+    devices = mesh.make_mesh(8)
+    keep = jax.jit(mesh.kept_divided(devices))
+    for rows, place in ((16, mesh.divided(devices)), (9, mesh.replicated(devices))):
+        x = np.arange(3.0 * rows, dtype=np.float32).reshape(rows, 3)
+        kept = keep(jax.device_put(x, mesh.replicated(devices)))
+        assert kept.sharding.is_equivalent_to(place, x.ndim)
+        np.testing.assert_array_equal(kept, x)
+
+
 @pytest.mark.parametrize("large", [large_arrays.LARGE_BYTES, 1000])
 def test_a_fully_sharded_state_is_saved_and_restored_onto_other_devices(large, tmp_path, monkeypatch):
     monkeypatch.setattr(large_arrays, "LARGE_BYTES", large)

@@ -14,6 +14,7 @@ import pytest
 
 import nap
 from envs.loaders import Loader
+from experiments.harness import mesh
 from experiments.harness.errors import UserError
 from experiments.harness.read import load_runs
 from experiments.harness.report import supervised as report
@@ -149,7 +150,8 @@ def test_evaluation_counts_every_example_by_its_weight():
 
 
 @pytest.mark.parametrize("shard", [False, True])
-def test_eight_devices_train_as_one_does(shard):
+def test_eight_devices_train_as_one_does(shard, monkeypatch):
+    monkeypatch.setattr(mesh, "_SMALL", 16)  # else nothing of this network would be divided
     config = TrainingConfig(batch_size=ROWS, accumulate=2, ema=0.9)
     made = make_learner(TASK, config, lambda key: nap.normalize_and_project(optax.adam(0.01)))
     states = []
@@ -159,6 +161,8 @@ def test_eight_devices_train_as_one_does(shard):
         for batch in batches(3):
             state, loss, _ = functions.update(state, functions.place(batch))
         states.append((state, loss))
+    divided = {leaf.shape for leaf in jax.tree.leaves(states[1][0]) if not leaf.is_fully_replicated}
+    assert divided == ({(FEATURES, 8), (8, 8), (8, CLASSES)} if shard else set())
     assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from small_transformer import KEY, LAYERS, TOKENS, network, random_params
+from small_transformer import KEY, LAYERS, TOKENS, WIDTH, network, random_params
 
 import nap
 from nap import paths
@@ -96,3 +96,19 @@ def test_seeds_of_scanned_blocks_are_two_stacked_axes():
         roles[f"blocks/{p}"].stacked for p in ("mlp/up/kernel", "attention/query_norm/scale", "mlp_norm/offset")
     } == {2}
     assert roles["output/kernel"].stacked == 1
+
+
+def test_the_stream_is_constrained_where_each_block_begins_and_ends():
+    for options in ({}, {"remat": True}, {"scan_layers": True}, {"scan_layers": True, "remat": True}):
+        shapes = []
+
+        def constrain(x: jax.Array, shapes=shapes) -> jax.Array:
+            shapes.append(x.shape)
+            return jnp.zeros_like(x)
+
+        made = network(**options, constrain=constrain)
+        logits = made.apply(random_params(made), TOKENS)
+        # JAX looks once into blocks that are scanned or computed again.
+        assert shapes == 2 * (1 if options else LAYERS) * [(*TOKENS.shape, WIDTH)]
+        # What no block has written onto, or read, is the same everywhere.
+        np.testing.assert_array_equal(logits, jnp.broadcast_to(logits[0, 0], logits.shape))
