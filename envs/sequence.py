@@ -7,6 +7,7 @@ that a task is played is a visit. What happens to a learner at a switch is `expe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -56,7 +57,7 @@ class Visit:
 
     Attributes:
         number: of all visits, from 0.
-        place: the task's place in the list, from 0.
+        place: where the task is first in the list, from 0.
         passed: how many passes are over.
         task: the task.
         start: frames of the whole sequence before it.
@@ -89,16 +90,17 @@ class Sequence:
     @property
     def visits(self) -> tuple[Visit, ...]:
         """All visits, in their order."""
-        played = list(itertools.product(range(self.passes), enumerate(self.tasks)))
-        starts = itertools.accumulate((task.frames for _, (_, task) in played), initial=0)
+        played = list(itertools.product(range(self.passes), self.tasks))
+        starts = itertools.accumulate((task.frames for _, task in played), initial=0)
         return tuple(
-            Visit(number, place, passed, task, start)
-            for number, ((passed, (place, task)), start) in enumerate(zip(played, starts, strict=False))
+            Visit(number, self.places[task.name], passed, task, start)
+            for number, ((passed, task), start) in enumerate(zip(played, starts, strict=False))
         )
 
-    def alone(self, place: int) -> Sequence:
-        """The sequence in which one of the tasks is the only one, played once."""
-        return Sequence((self.tasks[place],))
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Where each task is first in the list, by its name: one that is listed again is the same task."""
+        return {task.name: place for place, task in reversed(list(enumerate(self.tasks)))}
 
 
 def parse_tasks(text: str, frames: int) -> tuple[Task, ...]:

@@ -268,8 +268,7 @@ def _run(config: Config, opened: harness.Run) -> None:
             recorder.flush()
             recorder.speed(done, (done - begun) / (time.monotonic() - started))
             returns = np.asarray(pqn.evaluate((), running, np.float32(config.evaluation_epsilon)))[: config.seeds]
-            last_returns = returns.mean(axis=1, dtype=np.float64)
-            recorder.evaluated(done, last_returns)
+            last_returns = recorder.evaluated(done, returns.mean(axis=1, dtype=np.float64))
             begun, started = done, time.monotonic()
         if done == config.rollouts or opened.save_due(SAVE_SECONDS):
             recorder.flush()
@@ -320,11 +319,13 @@ class _Recorder:
         shown = {} if np.isnan(returns).any() else {"return": float(returns.mean())}
         self._opened.progress.update(frames=self._place(done)["frames"], **shown)
 
-    def evaluated(self, done: int, returns: np.ndarray) -> None:
-        """Writes down an evaluation: each seed's mean return."""
+    def evaluated(self, done: int, returns: np.ndarray) -> np.ndarray:
+        """Writes down an evaluation, each seed's mean return, and gives it: NaN for a seed that diverged."""
+        returns[list(self._diverged)] = np.nan
         for i, mean in enumerate(returns):
             row = {"phase": "eval", "seed": self._config.seed + i, **self._place(done)}
             self._opened.record({**row, "eval/episodes": self._config.evaluation_episodes, "eval/return": mean})
+        return returns
 
     def speed(self, done: int, rollouts_per_second: float) -> None:
         """Writes down how fast training was, all seeds together, without the evaluation."""

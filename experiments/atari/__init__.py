@@ -13,43 +13,31 @@ import functools
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from agents.compiled import Environment
-from agents.dqn import Agent, layer_of
+from agents.dqn import layer_of
 from agents.evaluation import evaluate
-from agents.family import assemble, make_network, make_replay_for
-from agents.loops import Functions, Hooks, Log, Schedule, make_functions, train
-from agents.replay import transitions
+from agents.loops import Hooks, Log, Schedule, train
 from envs.atari import AtariEnvs
 from envs.games import GAMES, Game, GameEnvs
 from envs.games.vector import advance, start
 from envs.scores import games_in, human_normalised
 from experiments import harness
+from experiments.atari.agent import build, network_of
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
-from experiments.atari.devices import devices_of, on_mesh
+from experiments.atari.devices import devices_of
 from experiments.atari.matching import Multipliers, free_of, multipliers_of
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.grid import with_options
 from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.mesh import copies_in_memory
-from experiments.harness.methods import (
-    MATCHING,
-    adapt_network,
-    learning_rate,
-    make_optimizer,
-    method_label,
-    norm_of,
-    parse_method,
-)
+from experiments.harness.methods import MATCHING, learning_rate, method_label
 from experiments.harness.processes import check_alone, together
-from experiments.harness.rivals import Setting
-from nap.networks import Network
 
 
 def main(argv: list[str]) -> int:
@@ -129,99 +117,6 @@ def by_game(config: Config) -> list[Config]:
     return [resolve(dataclasses.replace(config, game=game, games="")) for game in games]
 
 
-def network_of(config: Config, num_actions: int, observation: tuple[int, ...]) -> Network:
-    """The agent's network, as its method trains it."""
-    method = parse_method(config.method)
-    network = make_network(
-        config.ingredients,
-        num_actions,
-        observation=(math.prod(observation[:-2]), *observation[-2:]),
-        **_body(config, observation),
-        norm=norm_of(method, config.nap),
-        norm_axes=config.norm_axes,
-        activation=method.activation,
-        dtype=config.dtype,
-    )
-    return adapt_network(method, network)
-
-
-def _body(config: Config, observation: tuple[int, ...]) -> dict[str, Any]:
-    """What of the network depends on the game: for MinAtar's planes, the sizes of Young & Tian (2019)."""
-    planes = len(observation) == 4
-    own = "minatar" if planes else "flat"
-    return {
-        "torso": own if config.game in GAMES else config.torso,
-        "hidden": config.hidden or (128 if planes else 512),
-    }
-
-
-class Span(NamedTuple):
-    """The updates that an agent is made for.
-
-    Attributes:
-        updates: of the whole run.
-        task_updates: of each task; 0 where there are none, or of different lengths.
-        rate: the learning rate at each update.
-    """
-
-    updates: int
-    task_updates: int
-    rate: optax.Schedule
-
-
-def optimizer_of(
-    config: Config, network: Network, multipliers: Multipliers | None = None, span: Span | None = None
-) -> optax.GradientTransformationExtraArgs:
-    """The agent's optimizer; `span` is for a run of several tasks."""
-    span = span or Span(config.total_updates, 0, learning_rate(config.optimizer, config.total_updates))
-    key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    setting = Setting(network, key, span.updates, span.task_updates)
-    method = parse_method(config.method)
-    return make_optimizer(method, config.optimizer, config.nap, config.rivals, setting, multipliers, span.rate)
-
-
-def make_learner(
-    config: Config,
-    num_actions: int,
-    observation: tuple[int, ...],
-    network: Network | None = None,
-    multipliers: Multipliers | None = None,
-    span: Span | None = None,
-) -> Agent:
-    """The agent, with its own network or another one; a matching schedule needs its multipliers."""
-    network = network or network_of(config, num_actions, observation)
-    optimizer = optimizer_of(config, network, multipliers, span)
-    return assemble(config.ingredients, network, optimizer, config.target_period)
-
-
-def build(
-    config: Config,
-    num_actions: int,
-    observation: tuple[int, ...],
-    multipliers: Multipliers | None = None,
-    span: Span | None = None,
-    mesh: Mesh | None = None,
-) -> Functions:
-    """The agent and its replay, as jitted functions; a matching schedule needs its multipliers."""
-    ingredients = config.ingredients
-    replay = make_replay_for(
-        ingredients,
-        config.replay_capacity,
-        config.num_envs,
-        config.batch_size,
-        observation[1:],
-        priority_exponent=config.priority_exponent,
-        uniform_probability=config.uniform_probability,
-    )
-    one = functools.partial(transitions, stack=STACK, n_step=ingredients.n_step, gamma=config.gamma, clip_reward=True)
-    updates = span.updates if span else config.total_updates
-    exponent = optax.linear_schedule(config.importance_exponent, 1.0, updates)
-    learner = make_learner(config, num_actions, observation, multipliers=multipliers, span=span)
-    if mesh is not None:
-        learner, replay = on_mesh(learner, replay, mesh)
-    return make_functions(learner, replay, one, exponent)
-
-
 def epsilon_at(config: Config, agent_steps: int) -> float:
     """Exploration in training: linear from 1, beginning with the first update; 0 where noisy layers explore."""
     if config.ingredients.noisy:
@@ -285,23 +180,26 @@ def _train_and_evaluate(
     )
     opened.progress.say(told)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
-    iteration, (state, last_return) = opened.restore((functions.init(init_key), np.asarray(np.nan)))
+    saved = functions.init(init_key), np.asarray(np.nan), np.asarray(False)
+    iteration, (state, last_return, unevaluated) = opened.restore(saved)
+    iteration -= int(unevaluated)
     while iteration < config.iterations:
-        started, before = time.monotonic(), int(state.agent_steps)
-        state = train(
-            functions,
-            _schedule(config),
-            state,
-            environments,
-            key=train_key,
-            seed=environment_seed(config.seed, iteration, 0),
-            steps=config.iteration_frames // FRAME_SKIP,
-            hooks=_hooks(config, opened, iteration, multipliers),
-        )
-        jax.block_until_ready(state.agent.params)
-        frames = FRAME_SKIP * int(state.agent_steps)
-        speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
-        opened.record_timing({"frames": frames, "frames_per_second": speed})
+        if not unevaluated:
+            started, before = time.monotonic(), int(state.agent_steps)
+            state = train(
+                functions,
+                _schedule(config),
+                state,
+                environments,
+                key=train_key,
+                seed=environment_seed(config.seed, iteration, 0),
+                steps=config.iteration_frames // FRAME_SKIP,
+                hooks=_hooks(config, opened, iteration, multipliers),
+            )
+            jax.block_until_ready(state.agent.params)
+            speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
+            opened.record_timing({"frames": FRAME_SKIP * int(state.agent_steps), "frames_per_second": speed})
+        frames, trained = FRAME_SKIP * int(state.agent_steps), (state, last_return, np.asarray(True))
         returns = evaluate(
             functions,
             state.agent.params,
@@ -311,9 +209,9 @@ def _train_and_evaluate(
             seed=environment_seed(config.seed, iteration, 1),
             episodes=0 if config.evaluation_frames else config.evaluation_episodes,
             steps=config.evaluation_frames // FRAME_SKIP,
-            on_step=functools.partial(_on_evaluation, opened, frames),
+            on_step=functools.partial(_on_evaluation, opened, frames, iteration + 1, trained),
         )
-        last_return = np.asarray(np.mean(returns))
+        last_return, unevaluated = np.asarray(np.mean(returns)), np.asarray(False)
         iteration += 1
         opened.record(
             {
@@ -326,13 +224,15 @@ def _train_and_evaluate(
                 **_evaluation(config, last_return),
             }
         )
-        opened.save(iteration, (state, last_return))
+        opened.save(iteration, (state, last_return, unevaluated))
     opened.finish({"frames": config.frames, **_evaluation(config, last_return)})
 
 
-def _on_evaluation(opened: harness.Run, frames: int, agent_steps: int) -> None:
-    """After a step of an evaluation; `frames` are training's."""
-    opened.check_interrupted()
+def _on_evaluation(opened: harness.Run, frames: int, iteration: int, trained: Any, agent_steps: int) -> None:
+    """After a step of an evaluation; `frames` are training's, which is saved where a signal ends the evaluation."""
+    if opened.save_due(math.inf):
+        opened.save(iteration, trained)
+        opened.check_interrupted()
     opened.progress.update(frames=frames, evaluation_frames=FRAME_SKIP * agent_steps)
 
 

@@ -81,6 +81,8 @@ class Config:
     """Agent steps for each update."""
     target_period: int = 2000
     """Updates between copies to the target network."""
+    reward: Literal["clipped", "raw"] = "clipped"
+    """What is learned from: the game's rewards clipped to -1 to 1, or as they are. Scores are never clipped."""
     gamma: float = 0.99
     """Discount of one agent step."""
     replay_capacity: int = 1_000_000

@@ -30,7 +30,8 @@ from agents.loops import Hooks, LoopState, Schedule, train
 from agents.replay import ReplayState, Step, Transition, make_replay, transitions
 from envs.atari import PROTOCOLS, AtariEnvs, TimeStep
 from experiments import harness
-from experiments.atari import Config, build, make_learner
+from experiments.atari import Config
+from experiments.atari.agent import build, make_learner
 from experiments.atari.config import PRESETS
 from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.memory import bytes_of

@@ -44,6 +44,8 @@ class OptimizerConfig:
         "linear",
         "cosine",
         "rex",
+        "step",
+        "one-cycle",
         "warmup-cosine",
         "nap-cosine",
         "wsd",
@@ -52,13 +54,14 @@ class OptimizerConfig:
         "global-matching",
     ] = "constant"
     """How the learning rate goes from its peak to `lr_end` over the run's updates. warmup-cosine, wsd and inverse-sqrt
-    first rise from 0, for 1 % of them; then wsd is constant but for the last 10 %, where it decays exponentially, and
-    inverse-sqrt falls to a tenth. nap-cosine is NaP's own for sequences of games: 1,000 updates up from 1e-8 (a tenth
-    of them at most), then a cosine to 1e-6. Or, for nap on Atari, as the growing norms of the same run with layernorm
-    imply, which is made first: each hidden layer's rate by its own norm (matching) or all by the geometric mean
-    (global-matching)."""
+    first rise from 0, for 1 % of them; then wsd is constant but for the last 10 %, where it decays exponentially (to 0,
+    linearly), and inverse-sqrt falls to a tenth. step: a tenth at 30, 60 and 90 %, each time. one-cycle: up from 1/25
+    until 30 %, back until 85 %, and on to the end. nap-cosine is NaP's own for sequences of games: 1,000 updates up
+    from 1e-8 (a tenth of them at most), then a cosine to 1e-6. Or, for nap on Atari, as the growing norms of the same
+    run with layernorm imply, which is made first: each hidden layer's rate by its own norm (matching) or all by the
+    geometric mean (global-matching)."""
     lr_end: float = 0.01
-    """Where the schedule ends, as a fraction of the peak; constant, nap-cosine and inverse-sqrt do not read it."""
+    """Where the schedule ends, as a fraction of the peak; constant, step, nap-cosine, inverse-sqrt do not read it."""
     optimizer_epsilon: float = 1.5e-4
     """Added to the root of the second moment (adam), or inside the root (rmsprop)."""
     adam_b1: float = 0.9
@@ -80,6 +83,10 @@ def _warmup_cosine(peak: float, updates: int, end: float) -> optax.Schedule:
     return schedules.phases(peak, [(profiles.warmup(), warmup), (profiles.cosine(end), updates - warmup)])
 
 
+def _wsd(peak: float, updates: int, end: float) -> optax.Schedule:
+    return schedules.wsd(peak, updates, profile=profiles.exponential(end) if end else profiles.linear())
+
+
 def _nap_cosine(peak: float, updates: int, end: float) -> optax.Schedule:
     if not peak:
         return schedules.constant(peak)
@@ -91,9 +98,11 @@ SCHEDULES: Mapping[str, Callable[[float, int, float], optax.Schedule]] = {
     "linear": lambda peak, updates, end: schedules.linear(peak, updates, end=end),
     "cosine": lambda peak, updates, end: schedules.cosine(peak, updates, end=end),
     "rex": lambda peak, updates, end: schedules.rex(peak, updates, end=end),
+    "step": lambda peak, updates, end: schedules.step(peak, updates),
+    "one-cycle": lambda peak, updates, end: schedules.one_cycle(peak, updates, end=end),
     "warmup-cosine": _warmup_cosine,
     "nap-cosine": _nap_cosine,
-    "wsd": lambda peak, updates, end: schedules.wsd(peak, updates, profile=profiles.exponential(end)),
+    "wsd": _wsd,
     "inverse-sqrt": lambda peak, updates, end: schedules.inverse_sqrt(peak, max(1, round(WARMUP * updates))),
 }
 """What `--schedule` names: functions of the peak, the run's updates and the end as a fraction of the peak."""
@@ -162,12 +171,12 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
     """The learning rate at each update of a run of `updates` updates; without the multipliers of a matching one.
 
     Raises:
-      UserError: an end that the schedule cannot have.
+      UserError: a peak or an end that the schedule cannot have.
     """
     try:
         return SCHEDULES[config.schedule](config.lr, updates, config.lr_end)
     except ValueError as error:
-        raise UserError(f"--schedule {config.schedule} --lr-end {config.lr_end}: {error}") from None
+        raise UserError(f"--schedule {config.schedule} --lr {config.lr} --lr-end {config.lr_end}: {error}") from None
 
 
 def norm_of(method: Method, config: NapConfig) -> Norm:
@@ -222,6 +231,8 @@ def make_optimizer(
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
         clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
         optimizer = _step(method, config, context)
+        if setting.forget_at:
+            optimizer = interventions.reset_optimizer_state(optimizer, every=setting.forget_at)
         if multipliers:
             optimizer = optax.chain(optimizer, nap.scale_by_schedules(multipliers))
         for name, wrap in rivals.WRAPPERS.items():
@@ -249,13 +260,15 @@ def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.Gr
     if "upgd" in method.interventions:
         if "weight-decay" in method.interventions:
             raise ValueError("upgd has a weight decay of its own, --upgd-weight-decay")
-        return interventions.upgd(
-            context.rate,
+        step = interventions.upgd(
+            1.0,
             sigma=context.config.upgd_sigma,
             weight_decay=context.config.upgd_weight_decay,
             key=context.key("upgd"),
             direction=direction,
         )
+        # The rate stands behind it, where it goes on when the optimizer's state is reset.
+        return optax.chain(step, optax.scale_by_schedule(context.rate))
     decay = [_weight_decay(context.config.weight_decay)] if "weight-decay" in method.interventions else []
     return optax.chain(direction, *decay, optax.scale_by_learning_rate(context.rate))
 

@@ -28,7 +28,8 @@ class RivalsConfig:
     """l2: weight of ||theta||^2."""
     weight_decay: float = 1e-2
     """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled,
-    as in AdamW); 0.1 is usual for language."""
+    as in AdamW); 0.1 is usual for language. Behind momentum (0.9), which makes a step ten gradients, ten times what is
+    usual inside the gradient: 5e-3 for 5e-4."""
     l2_init_strength: float = 1e-2
     """l2-init: weight of ||theta - theta_0||^2 (Kumar et al.'s best with Adam)."""
     w2_init_strength: float = 1e-2
@@ -86,13 +87,15 @@ class Setting(NamedTuple):
         network: the network that is trained.
         key: for what is random; may be traced.
         updates: length of the run.
-        task_updates: length of a task; 0 where there are no tasks.
+        task_updates: length of a task; 0 where there are no tasks, or not all of one length.
+        forget_at: updates behind which the optimizer forgets its moments, whatever the method.
     """
 
     network: Network
     key: jax.Array
     updates: int
     task_updates: int = 0
+    forget_at: tuple[int, ...] = ()
 
 
 class Context(NamedTuple):
@@ -115,7 +118,7 @@ class Context(NamedTuple):
         """Updates between the interventions that come once a task; ValueError in a run without tasks."""
         every = self.config.every or self.setting.task_updates
         if not every:
-            raise ValueError("it comes once a task, and this run has no tasks: give --every N (updates)")
+            raise ValueError("it comes once a task, and this run has no tasks of one length: give --every N (updates)")
         return every
 
     def key(self, name: str) -> jax.Array:
@@ -206,6 +209,12 @@ AFTER: dict[str, Build] = {
     "hare-and-tortoise": lambda c: interventions.hare_and_tortoise(momentum=c.config.tortoise_momentum, every=c.every),
 }
 """Behind the optimizer, on the weights it leads to, in this order."""
+
+ONCE_A_TASK = (
+    "reset-head", "reset-layers", "reset-network", "reset-optimizer", "dash", "hard-shrink-and-perturb",
+    "hare-and-tortoise",
+)  # fmt: skip
+"""Those that come once a task."""
 
 RECYCLING = ("redo", "continual-backprop", "self-normalized-resets", "reset-head", "reset-layers")
 """Those that reset an optimizer's state for a part of the weights."""

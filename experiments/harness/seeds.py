@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.harness import large_arrays
 from experiments.harness.cores import cores_here
 
 PyTree = Any
@@ -69,15 +70,28 @@ class Seeds:
         return jax.device_put(data, NamedSharding(self._mesh, PartitionSpec()))
 
     def drop_padding(self, own: PyTree) -> PyTree:
-        """The seeds that were asked for, all on one device: what a checkpoint holds, however many devices there are."""
-        return jax.tree.map(lambda leaf: jax.device_put(leaf[: self.count], jax.local_devices()[0]), own)
+        """The seeds that were asked for: what a checkpoint holds, however many devices there are.
+
+        They are on one device, but for large arrays, such as replays: of all seeds together they may not fit there, and
+        are NumPy's.
+        """
+
+        def gather(leaf: jax.Array) -> jax.Array | np.ndarray:
+            if large_arrays.is_large(leaf):
+                return np.asarray(leaf)[: self.count]
+            return jax.device_put(leaf[: self.count], jax.local_devices()[0])
+
+        return jax.tree.map(gather, own)
 
     def pad(self, own: PyTree, padding: PyTree) -> PyTree:
         """What `drop_padding` returned, divided among the devices again, with the last seeds of `padding`."""
-        joined = jax.tree.map(
-            lambda leaf, more: jnp.concatenate([leaf, jax.device_put(more, leaf.sharding)[self.count :]]), own, padding
-        )
-        return jax.device_put(joined, self._divided())
+
+        def joined(leaf: jax.Array | np.ndarray, more: jax.Array) -> jax.Array | np.ndarray:
+            if isinstance(leaf, np.ndarray):
+                return np.concatenate([leaf, np.asarray(more[self.count :])]) if self.padded > self.count else leaf
+            return jnp.concatenate([leaf, jax.device_put(more, leaf.sharding)[self.count :]])
+
+        return jax.device_put(jax.tree.map(joined, own, padding), self._divided())
 
     def map(
         self, function: Callable[..., PyTree], *, at_once: int | None = None, donate: bool = False

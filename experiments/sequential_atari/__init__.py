@@ -8,17 +8,22 @@ time. Of games in JAX whole runs are compiled, and all seeds of a run are traine
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 from agents.loops import Log, Schedule
 from envs.sequence import Task, Visit
 from experiments import atari, harness
+from experiments.atari.agent import Span, importance_exponent
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.grid import with_options
 from experiments.harness.memory import bytes_of, require_memory
@@ -112,20 +117,21 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
 def _run(config: Config, opened: harness.Run) -> None:
     span = span_of(config)
     player = (InJax if config.in_jax else OnTheHost)(config, span)
-    begun = player.init()
-    needed = bytes_of(begun)
+    needed = int(player.copies * bytes_of(jax.eval_shape(player.init)))
     opened.progress.say(
         require_memory("replay, networks and optimizers", needed, player.device, "take a smaller --replay-capacity")
     )
+    begun = player.init()
     visits = config.sequence.visits
     scores = np.full((len(visits), config.seeds), np.nan)
     done, (saved, scores) = opened.restore((player.saved(begun), scores))
     state = player.loaded(saved, begun)
     del begun
+    diverged: set[int] = set()
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
     while done < len(iterations):
         visit = iterations[done]
-        recorder = _Recorder(config, opened, visit, len(visits), span.rate)
+        recorder = _Recorder(config, opened, visit, span.rate, diverged)
         if visit.number > 0 and iterations[done - 1] is not visit:
             state = player.switch(state, visits[visit.number - 1].place, visit.place)
         started = time.monotonic()
@@ -135,13 +141,15 @@ def _run(config: Config, opened: harness.Run) -> None:
             {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
         )
         done += 1
+        recorder.check(player.finite(state), int(np.max(np.asarray(state.loop.agent.updates))))
         returns = player.evaluate(state, visit, visit.place, done, recorder)
         scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns)
         if done == len(iterations) or iterations[done] is not visit:
             # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
-            for place, task in enumerate(config.sequence.tasks):
+            for place in sorted(config.sequence.places.values()):
+                opened.check_interrupted()
                 of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
-                recorder.evaluated("all", state, task, of_task)
+                recorder.evaluated("all", state, config.sequence.tasks[place], of_task)
         opened.save(done, (player.saved(state), scores))
         opened.check_interrupted()
     opened.finish(
@@ -150,14 +158,20 @@ def _run(config: Config, opened: harness.Run) -> None:
     )
 
 
-def span_of(config: Config) -> atari.Span:
-    """The updates of the whole sequence, and the learning rate at each."""
+def span_of(config: Config) -> Span:
+    """The updates of the whole sequence, and what happens at each."""
     each = [config.updates_of(visit.task.frames) for visit in config.sequence.visits]
-    if config.rate == "go-on":
-        rate = learning_rate(config.optimizer, sum(each))
-    else:
-        rate = schedules.consecutive([learning_rate(config.optimizer, updates) for updates in each], each)
-    return atari.Span(sum(each), each[0] if len(set(each)) == 1 else 0, rate)
+
+    def over_all(one: Callable[[int], optax.Schedule], choice: str) -> optax.Schedule:
+        return one(sum(each)) if choice == "go-on" else schedules.consecutive([one(updates) for updates in each], each)
+
+    return Span(
+        sum(each),
+        each[0] if len(set(each)) == 1 else 0,
+        over_all(lambda updates: learning_rate(config.optimizer, updates), config.rate),
+        over_all(lambda updates: importance_exponent(config, updates), config.importance),
+        tuple(itertools.accumulate(each[:-1])) if config.moments == "reset" else (),
+    )
 
 
 def schedule_of(config: Config, visit: Visit) -> Schedule:
@@ -182,11 +196,16 @@ def _mean(values: ListOf[float] | np.ndarray) -> float | None:
 
 
 class _Recorder:
-    """Writes down what an iteration of a visit finds, for each seed."""
+    """Writes down what an iteration of a visit finds, for each seed.
 
-    def __init__(self, config: Config, opened: harness.Run, visit: Visit, visits: int, rate: optax.Schedule) -> None:
-        self._config, self._opened, self._visit, self._rate = config, opened, visit, rate
-        self._shown = f"{visit.task.name} ({visit.number + 1}/{visits})"
+    Seeds that diverged go into `diverged`, which outlives the iteration: they are told of once, and have no scores.
+    """
+
+    def __init__(
+        self, config: Config, opened: harness.Run, visit: Visit, rate: optax.Schedule, diverged: set[int]
+    ) -> None:
+        self._config, self._opened, self._visit, self._rate, self._diverged = config, opened, visit, rate, diverged
+        self._shown = f"{visit.task.name} ({visit.number + 1}/{len(config.sequence.visits)})"
         self._returns, self._frames = np.full(config.seeds, np.nan), visit.start
 
     def on_step(self, agent_steps: int) -> None:
@@ -204,9 +223,9 @@ class _Recorder:
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""
-        if log.loss is not None:
-            self._opened.check_finite(f"loss of seed {self._config.seed + seed}", log.loss, updates=log.updates)
-        mean = _mean(log.returns)
+        if log.loss is not None and not math.isfinite(log.loss):
+            self._tell(seed, log.updates)
+        mean = None if seed in self._diverged else _mean(log.returns)
         if mean is not None:
             self._returns[seed] = mean
         self._opened.record(
@@ -223,8 +242,22 @@ class _Recorder:
             }
         )
 
+    def check(self, finite: np.ndarray, updates: int) -> None:
+        """Tells of each seed whose weights are not finite; NonFinite where that is so of all."""
+        for seed in np.flatnonzero(~finite):
+            self._tell(int(seed), updates)
+
+    def _tell(self, seed: int, updates: int) -> None:
+        if seed not in self._diverged:
+            self._diverged.add(seed)
+            self._opened.progress.say(f"seed {self._config.seed + seed}: the loss is not finite at update {updates}")
+        if len(self._diverged) == self._config.seeds:
+            which = "seed" if self._config.seeds == 1 else "every seed"
+            self._opened.check_finite(f"loss of {which}", math.nan, updates=updates)
+
     def evaluated(self, phase: str, state: State, played: Task, returns: ListOf[ListOf[float]]) -> np.ndarray:
-        """Records each seed's returns in a game, `played`; gives their means."""
+        """Records each seed's returns in a game, `played`; gives their means, NaN for a seed that diverged."""
+        returns = [[] if seed in self._diverged else of_seed for seed, of_seed in enumerate(returns)]
         steps, updates = int(state.loop.agent_steps), np.max(np.asarray(state.loop.agent.updates))
         for seed, of_seed in enumerate(returns):
             mean = _mean(of_seed)
@@ -238,7 +271,7 @@ class _Recorder:
                     "eval/human_normalised": _normalised(played, mean),
                 }
             )
-        return np.asarray([np.mean(of_seed) for of_seed in returns])
+        return np.asarray([np.mean(of_seed) if of_seed else np.nan for of_seed in returns])
 
     def _place(self, seed: int, agent_steps: int, updates: int) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from envs.sequence import Sequence, parse_tasks
 from experiments import atari, harness
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.methods import MATCHING, OptimizerConfig, parse_method
+from experiments.harness.rivals import ONCE_A_TASK
 
 Hidden = tyro.conf.Suppress
 
@@ -34,13 +35,15 @@ class Config(atari.Config):
     replay: Literal["clear", "keep"] = "clear"
     """At a switch, experience of earlier tasks is thrown away, or stays until it is written over."""
     moments: Literal["keep", "reset"] = "keep"
-    """At a switch, what the optimizer remembers of gradients stays, or is forgotten (reset-optimizer)."""
+    """At a switch, what the optimizer remembers of gradients stays, or is forgotten; its learning rate is --rate's."""
     target: Literal["copy", "keep"] = "copy"
     """At a switch, the target network becomes a copy of the online one, or stays as it is until its time."""
     exploration: Literal["restart", "go-on"] = "restart"
     """Epsilon falls anew in every visit, or once, over the first --exploration-frames of the run."""
     rate: Literal["restart", "go-on"] = "restart"
     """The learning-rate schedule starts over in every visit, counted in updates; or it is stretched over the run."""
+    importance: Literal["restart", "go-on"] = "restart"
+    """With prioritized replay, the importance exponent rises to 1 in every visit, or once over the run."""
     head: Literal["shared", "own"] = "shared"
     """The output layer is the same for all tasks; or each task has one, which is put in when its visits begin."""
     seeds: Annotated[int, Hidden] = 1
@@ -55,12 +58,6 @@ class Config(atari.Config):
     def in_jax(self) -> bool:
         """Whether its games are written in JAX, so that whole runs are compiled and seeds trained side by side."""
         return self.sequence.tasks[0].game in GAMES
-
-    @property
-    def switching_method(self) -> str:
-        """The method, with what `moments` adds to it."""
-        resets = self.moments == "reset" and "reset-optimizer" not in self.method.split("+")
-        return f"{self.method}+reset-optimizer" if resets else self.method
 
     def updates_of(self, frames: int) -> int:
         """Updates of a visit of so many frames: those due before its last step."""
@@ -135,7 +132,7 @@ PRESETS = {
 
 def of_visit(config: Config, game: str, frames: int) -> Config:
     """The configuration as `experiments.atari` sees it during a visit."""
-    return dataclasses.replace(config, game=game, frames=frames, method=config.switching_method)
+    return dataclasses.replace(config, game=game, frames=frames)
 
 
 def resolve(config: Config) -> Config:
@@ -154,13 +151,18 @@ def resolve(config: Config) -> Config:
         raise harness.UserError(
             f"--schedule {config.optimizer.schedule}: it is for atari, where one run follows another"
         )
-    parse_method(config.switching_method)
+    _check_method(config, sequence)
     mixed = {task.game in GAMES for task in sequence.tasks}
     if len(mixed) > 1:
         raise harness.UserError("--tasks: games of ale-py and games in JAX can't be in one sequence")
     resolved = config
     for task in sequence.tasks:
-        of_task = atari.resolve(of_visit(config, task.game, task.frames))
+        try:
+            of_task = atari.resolve(of_visit(config, task.game, task.frames))
+        except harness.UserError as error:
+            if task.frames == config.frames:
+                raise
+            raise harness.UserError(f"--tasks, {task.name}: {error}") from None
         resolved = dataclasses.replace(config, environment=of_task.environment)
         if config.updates_of(task.frames) < 1:
             raise harness.UserError(f"--frames: {task.frames} frames of {task.name} are too few for an update")
@@ -171,8 +173,25 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
+def _check_method(config: Config, sequence: Sequence) -> None:
+    """Refuses what comes once a task, where no one number of updates says when that is."""
+    chosen = parse_method(config.method).interventions
+    if len({task.frames for task in sequence.tasks}) > 1 and not config.rivals.every:
+        for name in ONCE_A_TASK:
+            if name in chosen:
+                raise harness.UserError(
+                    f"--method {config.method}: {name} comes once a task, and these tasks differ in length: give "
+                    "--every N (updates)"
+                )
+
+
 def _check_games(config: Config, sequence: Sequence) -> None:
-    """Games in JAX: one network for all, and whole rounds of steps and updates."""
+    """Games in JAX: one network for all, whole rounds of steps and updates, and evaluations by episodes."""
+    if config.evaluation_frames:
+        raise harness.UserError(
+            f"--evaluation-frames {config.evaluation_frames}: it is for ale-py's games; games in JAX are evaluated by "
+            "--evaluation-episodes"
+        )
     first = sequence.tasks[0]
     try:
         made = {task.name: task.make() for task in sequence.tasks}

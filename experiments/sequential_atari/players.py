@@ -19,7 +19,8 @@ from agents.loops import Functions, Log, LoopState, Schedule
 from agents.replay import ReplayState
 from envs.atari import AtariEnvs
 from envs.sequence import Task, Visit
-from experiments import atari
+from experiments import atari, harness
+from experiments.atari.agent import Span, build, network_of, optimizer_of
 from experiments.atari.config import FRAME_SKIP, STACK
 from experiments.harness.rivals import output_layers
 from experiments.harness.seeds import Seeds
@@ -112,12 +113,12 @@ class _Made(NamedTuple):
     switch: Callable[..., tuple[AgentState, ReplayState, Heads]]
 
 
-def _make(config: Config, span: atari.Span, num_actions: int, observation: tuple[int, ...]) -> _Made:
+def _make(config: Config, span: Span, num_actions: int, observation: tuple[int, ...]) -> _Made:
     task = config.sequence.tasks[0]
     of_task = of_visit(config, task.game, task.frames)
-    network = atari.network_of(of_task, num_actions, observation)
-    functions = atari.build(of_task, num_actions, observation, span=span)
-    optimizer = atari.optimizer_of(of_task, network, span=span)
+    network = network_of(of_task, num_actions, observation)
+    functions = build(of_task, num_actions, observation, span=span)
+    optimizer = optimizer_of(of_task, network, span=span)
     some = jax.random.key(0)
     return _Made(functions, network, make_switch(config, network, optimizer, lambda: functions.init(some).replay))
 
@@ -128,9 +129,11 @@ class InJax:
     Attributes:
         device: the first one used.
         functions: the agent's and its replay's, of one seed.
+        copies: how often the state is in the device's memory at most, in units of all seeds': XLA's loop over the seeds
+            on a CPU does not work in place, and several devices share the seeds.
     """
 
-    def __init__(self, config: Config, span: atari.Span) -> None:
+    def __init__(self, config: Config, span: Span) -> None:
         self._config, self._seeds = config, Seeds(config.seeds)
         game = config.sequence.tasks[0].make()
         self._made = _make(config, span, game.num_actions, (STACK, *game.shape))
@@ -141,6 +144,13 @@ class InJax:
         self._switch = self._spread(lambda _, own, *places: self._made.switch(*own, *places), donate=True)
         self._loops: dict[str, compiled.Loop] = {}
         self.device = jax.local_devices()[0]
+        self.copies = 2.0 if self.device.platform == "cpu" else self._seeds.per_device / config.seeds
+
+    def finite(self, state: State) -> np.ndarray:
+        """Whether the weights of each seed are finite."""
+        leaves = jax.tree.leaves(state.loop.agent.params)
+        each = [np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1) for leaf in leaves]
+        return np.all(each, axis=0)[: self._config.seeds]
 
     def init(self) -> State:
         """The state at the beginning, of all seeds."""
@@ -229,14 +239,20 @@ class OnTheHost:
 
     Attributes:
         device: the one used.
+        copies: how often the state is in its memory.
     """
 
-    def __init__(self, config: Config, span: atari.Span) -> None:
+    copies = 1.0
+
+    def __init__(self, config: Config, span: Span) -> None:
         self._config, self.device = config, jax.devices()[0]
         shapes = []
         for task in dict.fromkeys(config.sequence.tasks):
-            with contextlib.closing(self._environments(task)) as environments:
-                shapes.append((environments.num_actions, environments.observation_shape))
+            try:
+                with contextlib.closing(self._environments(task)) as environments:
+                    shapes.append((environments.num_actions, environments.observation_shape))
+            except RuntimeError as error:
+                raise harness.UserError(f"--tasks: {task.name} can't be loaded: {error}") from None
         self._made = _make(config, span, *shapes[0])
         self._init_key, self._train_key, self._evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
         self._switch = jax.jit(self._made.switch, donate_argnums=(0, 1, 2))
@@ -245,6 +261,12 @@ class OnTheHost:
         """The state at the beginning."""
         heads = fresh_heads(self._config, self._made.network, jax.random.fold_in(self._init_key, 1))
         return State(self._made.functions.init(self._init_key), heads)
+
+    def finite(self, state: State) -> np.ndarray:
+        """Whether the weights of the seed are finite."""
+        return np.asarray(
+            [all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state.loop.agent.params))]
+        )
 
     def saved(self, state: State) -> Any:
         """What a checkpoint holds."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key
 from nap import paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import needed
-from nap.interventions.units import reset_entries
+from nap.interventions.units import reset_entries, start_over
 from nap.interventions.weights import fresh_leaves
 from nap.paths import PyTree
 from nap.steps import landing
@@ -57,8 +57,8 @@ def reset_layers(
     """Draw some layers anew every `every` updates (Nikishin et al., 2022: the last layers, the replay buffer is kept).
 
     The optimizer forgets what it knew of exactly these weights: moments, and the step counts of `interventions.adam`,
-    which is the one to wrap. Where all weights are drawn anew its whole state starts over, single step counts too, and
-    with them a learning-rate schedule that is counted inside; put the schedule outside of the wrapper to have it go on.
+    which is the one to wrap. Where all weights are drawn anew its whole state starts over, single step counts too; its
+    learning-rate schedule goes on (see `reset_optimizer_state`).
 
     Args:
       optimizer: the optimizer to wrap.
@@ -86,7 +86,7 @@ def reset_layers(
         steps = landing(params, steps, {path: fresh[path] for path in drawn})
         after = optax.apply_updates(params, steps)
         if len(drawn) == len(paths.leaves(params)):
-            state = inner.init(after)
+            state = start_over(inner, state, after)
         else:
             masks = paths.map_leaves(lambda path, _: jnp.asarray(path in drawn), params)
             state = reset_entries(inner, state, after, masks)
@@ -104,38 +104,42 @@ def reset_layers(
 
 
 def reset_optimizer_state(
-    optimizer: optax.GradientTransformation, *, every: int
+    optimizer: optax.GradientTransformation, *, every: int | Sequence[int]
 ) -> optax.GradientTransformationExtraArgs:
     """Start the optimizer's state over every `every` updates; the weights stay.
 
-    The state becomes that of `optimizer.init` at the current parameters, all of it: moments, step counts, a
-    learning-rate schedule that is counted inside, and the initial parameters of an `l2_init` inside. What shall go on
+    The state becomes that of `optimizer.init` at the current parameters: moments, step counts, and the initial
+    parameters of an `l2_init` inside. Learning-rate schedules go on, those of `optax.scale_by_schedule`,
+    `scale_by_learning_rate` and `inject_hyperparams`: they are not what an optimizer remembers. What else shall go on
     belongs outside of the wrapper.
 
     Args:
       optimizer: the optimizer to wrap.
-      every: updates from one time to the next.
+      every: updates from one time to the next; or, as a sequence, the updates behind which it happens: (100, 250) means
+        after the 100th and after the 250th.
 
     Raises:
-      ValueError: `every` < 1.
+      ValueError: `every` < 1, or one of a sequence.
     """
-    if every < 1:
+    times = (every,) if isinstance(every, int) else tuple(every)
+    if any(time < 1 for time in times):
         raise ValueError(f"every must be at least 1 update, got {every}")
     inner = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> OptimizerResetState:
         return OptimizerResetState(jnp.zeros([], jnp.int32), inner.init(params))
 
-    def start_over(operand: PyTree) -> PyTree:
-        after, _ = operand
-        return after, inner.init(after)
+    def begin_anew(operand: PyTree) -> PyTree:
+        after, state = operand
+        return after, start_over(inner, state, after)
 
     def update_fn(updates, state, params=None, **extra):
         params = needed(params, "reset_optimizer_state")
         steps, inner_state = inner.update(updates, state.inner, params, **extra)
         count = jnp.asarray(optax.safe_increment(state.count))
         operand = (optax.apply_updates(params, steps), inner_state)
-        _, inner_state = rarely(count % every == 0, start_over, operand)
+        due = count % every == 0 if isinstance(every, int) else jnp.isin(count, jnp.asarray(times, jnp.int32))
+        _, inner_state = rarely(due, begin_anew, operand)
         return steps, OptimizerResetState(count, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

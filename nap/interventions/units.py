@@ -162,6 +162,29 @@ def reset_entries(
     return jax.tree.map(reset, state, optimizer.init(fresh_params), is_leaf=mirrors)
 
 
+def start_over(optimizer: optax.GradientTransformation, state: optax.OptState, params: PyTree) -> optax.OptState:
+    """An optimizer's state as after `optimizer.init(params)`, but that its schedules go on.
+
+    These are `optax.scale_by_schedule` (and so `scale_by_learning_rate`) and the numbers that
+    `optax.inject_hyperparams` holds; what counts for a schedule in another way starts over.
+    """
+
+    def renew(old: PyTree, fresh: PyTree) -> PyTree:
+        if isinstance(old, optax.ScaleByScheduleState):
+            return old
+        if isinstance(old, optax.InjectStatefulHyperparamsState):
+            return old._replace(inner_state=renewed(old.inner_state, fresh.inner_state))
+        return fresh
+
+    def renewed(old: optax.OptState, fresh: optax.OptState) -> optax.OptState:
+        return jax.tree.map(renew, old, fresh, is_leaf=lambda node: isinstance(node, _WITH_SCHEDULES))
+
+    return renewed(state, optimizer.init(params))
+
+
+_WITH_SCHEDULES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
+
+
 def as_step(params: PyTree, steps: PyTree, new: PyTree) -> PyTree:
     """The update that takes `params` to `new`; an entry that `steps` leads there keeps its step, to the last bit."""
 

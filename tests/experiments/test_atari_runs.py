@@ -9,12 +9,13 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from atari_command import bits, command_line, final_state, finish, folder_of, records, start
 
-from experiments import atari
-from experiments.harness import NonFinite
+from experiments import atari, harness
+from experiments.harness import NonFinite, large_arrays
 from experiments.harness.catalogue import dispatch
 
 HIDDEN = [f"weight_norm/{layer}" for layer in ("torso/0", "torso/1", "torso/2", "hidden")]
@@ -78,6 +79,63 @@ def test_killed_at_random_moments_and_resumed_it_equals_the_uninterrupted_run(wh
     )
     assert [path for path, *rest in ours if (path, *rest) not in theirs] == []
     assert len(ours) == len(theirs) > 20
+
+
+def test_stopped_and_resumed_from_our_own_files_of_large_arrays_it_equals_the_uninterrupted_run(tmp_path, monkeypatch):
+    """The replay's and the network's arrays as those of a run at full size; the uninterrupted run has orbax's only."""
+    small = {"game": "catch", "agent": "dqn", "log_every": 4, "evaluation_episodes": 1}
+    whole, broken = (arguments(tmp_path / name, **small) for name in ("whole", "broken"))
+    assert dispatch(whole) == 0
+    saved, save = [], harness.Run.save
+
+    def save_and_stop(run, iteration, state):
+        save(run, iteration, state)
+        saved.append(sorted(path.stat().st_size for path in run.folder.glob(f"checkpoints/{iteration}.arrays/*")))
+        if len(saved) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # it stops after a step of the second iteration
+
+    monkeypatch.setattr(large_arrays, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(harness.Run, "save", save_and_stop)
+    assert dispatch(broken) == 143
+    assert dispatch(broken) == 0
+    folders = [folder_of(tmp_path / name) for name in ("whole", "broken")]
+    assert len(saved) == 2 and saved[0] == saved[1] and not list(folders[0].glob("checkpoints/*.arrays"))
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    states = [final_state(folder, whole, 3, (4, 10, 5)) for folder in folders]
+    assert saved[0] == sorted(leaf.nbytes for leaf in jax.tree.leaves(states[0]) if large_arrays.is_large(leaf))
+    assert bits(states[0]) == bits(states[1])
+
+
+@pytest.mark.parametrize("evaluation", [1, 2], ids=["the-first", "the-last"])
+def test_a_signal_in_an_evaluation_loses_no_training(tmp_path, monkeypatch, capsys, evaluation):
+    small = {"game": "catch", "agent": "dqn", "log_every": 4, "evaluation_episodes": 1}
+    whole, broken = (arguments(tmp_path / name, **small) for name in ("whole", "broken"))
+    assert dispatch(whole) == 0
+    trained, train = [], atari.train
+    evaluated, evaluate = [], atari.evaluate
+
+    def counted(*given, **options):
+        trained.append(1)
+        return train(*given, **options)
+
+    def signalled(*given, **options):
+        evaluated.append(1)
+        if len(evaluated) == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*given, **options)
+
+    monkeypatch.setattr(atari, "train", counted)
+    monkeypatch.setattr(atari, "evaluate", signalled)
+    assert dispatch(broken) == 143
+    assert f"iteration {evaluation}" in capsys.readouterr().err.splitlines()[-1]
+    assert dispatch(broken) == 0
+    assert (len(trained), len(evaluated)) == (2, 3)
+    folders = [folder_of(tmp_path / name) for name in ("whole", "broken")]
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    states = [final_state(folder, whole, 3, (4, 10, 5)) for folder in folders]
+    assert bits(states[0]) == bits(states[1])
 
 
 def test_the_records_say_what_was_done_when(whole):

@@ -12,6 +12,7 @@ import pytest
 from run_folders import config_of, folders_in, rows, typed
 
 from experiments import atari, harness, implicit_schedule
+from experiments.atari.agent import make_learner
 from experiments.atari.config import Config
 from experiments.atari.matching import free_of, multipliers_of
 from experiments.harness.methods import NapConfig, OptimizerConfig
@@ -116,7 +117,7 @@ def test_the_multipliers_reach_the_optimizer():
     halved = {f"{layer}/kernel+{layer}/noise": optax.constant_schedule(0.5) for layer in HIDDEN}
     params = {}
     for name, multipliers in (("whole", None), ("half", halved)):
-        learner = atari.make_learner(config, 3, (4, 10, 5), network, multipliers)
+        learner = make_learner(config, 3, (4, 10, 5), network, multipliers)
         start = learner.init(jax.random.key(0))
         batch = jax.tree.map(jnp.asarray, _batch())
         state, _ = jax.jit(learner.learn)(start, batch, jax.random.key(1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.harness import large_arrays
 from experiments.harness import seeds as seeds_module
 from experiments.harness.seeds import Seeds
 
@@ -44,6 +45,20 @@ def test_what_is_saved_has_no_padding_and_comes_back():
     assert back["x"].sharding == own["x"].sharding
 
 
+def test_what_is_large_is_saved_from_the_host(monkeypatch):
+    """All seeds' replays together need not fit on one device."""
+    seeds = Seeds(3)
+    own = {"replay": jnp.arange(seeds.padded * 4.0).reshape(seeds.padded, 4), "count": jnp.arange(1.0 * seeds.padded)}
+    own = jax.device_put(own, seeds.keys(0).sharding)
+    monkeypatch.setattr(large_arrays, "LARGE_BYTES", own["replay"].nbytes)
+    saved = seeds.drop_padding(own)
+    assert isinstance(saved["replay"], np.ndarray) and isinstance(saved["count"], jax.Array)
+    back = seeds.pad(saved, own)
+    for name, leaf in own.items():
+        np.testing.assert_array_equal(back[name], leaf)
+        assert back[name].sharding == leaf.sharding
+
+
 def test_data_has_one_copy_a_device_and_none_a_seed():
     seeds = Seeds(10)
     data = seeds.shared(jnp.zeros((100, 7), jnp.uint8))
@@ -75,7 +90,7 @@ class FakeDevice:
 
 
 def test_as_many_seeds_at_once_as_fit_into_the_memory(monkeypatch):
-    monkeypatch.setattr(seeds_module, "_cores", lambda: 2)  # two devices, four seeds on each
+    monkeypatch.setattr(seeds_module, "cores_here", lambda: [0, 1])  # two devices, four seeds on each
     seeds = Seeds(8)
     shared, own = jnp.zeros(1000), jnp.zeros((seeds.padded, 1000))
     assert seeds.fit(lambda shared, own: own + shared, shared, own) is None  # on a CPU: one

@@ -1,57 +1,21 @@
-"""Sequences of games: what happens at a switch, the schedule of each task, interrupted runs, records, bad input."""
+"""Sequences of games: records, the schedule of each task, interrupted and diverging runs, bad input."""
 
-import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_sequences import UPDATES, rows_of, run_one, tiny
 
-from agents.replay import Step
 from experiments import harness, sequential_atari
 from experiments.harness.catalogue import dispatch
 from experiments.harness.errors import Interrupted
-from experiments.harness.methods import OptimizerConfig
 from experiments.sequential_atari import references, span_of
-from experiments.sequential_atari.config import PRESETS, Config, resolve
-from experiments.sequential_atari.players import InJax
-from nap import paths
-
-# Two games, two passes; a visit has two iterations of 40 steps, the first 16 without an update.
-TINY = Config(
-    tasks="moving-goals-0,switching-dim",
-    passes=2,
-    frames=320,
-    iteration_frames=160,
-    min_replay_frames=64,
-    replay_capacity=200,
-    num_envs=2,
-    evaluation_episodes=2,
-    batch_size=4,
-    update_period=2,
-    target_period=1000,
-    log_every=4,
-    exploration_frames=160,
-    hidden=8,
-    seeds=2,
-    optimizer=OptimizerConfig(lr=1e-3, schedule="cosine"),
-)
-UPDATES = (80 - 2 - 16) // 2  # of each visit
-
-
-def tiny(**changes) -> Config:
-    return resolve(dataclasses.replace(TINY, **changes))
-
-
-def run_one(config: Config, out: Path) -> Path:
-    return sequential_atari._run_one(config, harness.RunOptions(out=out))
-
-
-def rows_of(folder: Path, phase: str) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["phase"] == phase]
+from experiments.sequential_atari.config import PRESETS
+from experiments.sequential_atari.players import InJax, OnTheHost
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +64,7 @@ def test_exploration_starts_over_or_goes_on(exploration, expected):
     assert schedule.epsilon(second.start // 4 + 16) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("stop", [30, 110, 80 * 2 + 2], ids=["within-a-task", "behind-a-switch", "between-passes"])
+@pytest.mark.parametrize("stop", [70, 110, 80 * 2 + 2], ids=["within-a-task", "behind-a-switch", "between-passes"])
 def test_interrupted_and_resumed_it_equals_the_uninterrupted_run(stop, whole, tmp_path, monkeypatch):
     on_step = sequential_atari._Recorder.on_step
 
@@ -139,72 +103,6 @@ def test_a_schedule_that_goes_on_is_stretched_over_the_sequence():
     assert rate(4 * UPDATES // 2) == pytest.approx(0.5 * 1e-3 * (1 + 0.01), rel=1e-3)
 
 
-def player(**changes) -> InJax:
-    config = tiny(**changes)
-    return InJax(config, span_of(config))
-
-
-def marked(playing: InJax):
-    """A state whose target network, moments and replay can be told from fresh ones."""
-    state = playing.init()
-    agent, replay, _ = state.loop
-    old = jax.tree.map(lambda leaf: leaf + 1, agent.target_params)
-    moments = jax.tree.map(lambda leaf: leaf + 3 if leaf.dtype == jnp.float32 else leaf, agent.opt_state)
-    ring = replay.replace(experience=replay.experience._replace(reward=replay.experience.reward + 7))
-    return state._replace(
-        loop=state.loop._replace(agent=agent._replace(target_params=old, opt_state=moments), replay=ring)
-    )
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_what_is_kept_at_a_switch(kept):
-    playing = player(replay="keep" if kept else "clear", target="keep" if kept else "copy")
-    before = marked(playing)
-    copy = jax.tree.map(jnp.copy, before)  # the switch takes the memory of its argument
-    after = playing.switch(before, 0, 1)
-    agent, was = after.loop.agent, copy.loop.agent
-    assert isinstance(after.loop.replay.experience, Step)
-    np.testing.assert_array_equal(after.loop.replay.experience.reward, 7 * kept)
-    for leaf, online, target in zip(
-        *map(jax.tree.leaves, (agent.target_params, was.params, was.target_params)), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, target if kept else online)
-    for leaf, expected in zip(
-        *map(jax.tree.leaves, ((agent.params, agent.opt_state), (was.params, was.opt_state))), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, expected)
-
-
-def test_heads_of_their_own_are_put_in_and_come_back():
-    playing = player(head="own")
-    start = marked(playing)
-    copy = jax.tree.map(jnp.copy, start)
-    second = playing.switch(start, 0, 1)
-    second_params = jax.tree.map(jnp.copy, second.loop.agent.params)
-    moments = paths.leaves(jax.tree.map(jnp.copy, second.loop.agent.opt_state))
-    back = playing.switch(second, 1, 0)
-    first, other, again = (
-        paths.leaves(params) for params in (copy.loop.agent.params, second_params, back.loop.agent.params)
-    )
-    head = [path for path in first if path.startswith("output/")]
-    assert sorted(head) == sorted(copy.heads) == ["output/bias", "output/kernel"]
-    for path in first:
-        np.testing.assert_array_equal(again[path], first[path])
-        same = np.array_equal(other[path], first[path])
-        assert same == (path != "output/kernel")  # biases start at 0 in all
-    # What the optimizer remembers of gradients is forgotten for the head, and for the head alone.
-    of_gradients = {path: leaf for path, leaf in moments.items() if "/mu/" in path or "/nu/" in path}
-    assert of_gradients
-    for path, leaf in of_gradients.items():
-        np.testing.assert_array_equal(leaf, 0 if "output/" in path else 3)
-
-
-def test_moments_that_are_reset_are_those_of_the_intervention():
-    assert tiny(moments="reset").switching_method == "nap+reset-optimizer"
-    assert tiny(moments="reset", method="nap+reset-optimizer").switching_method == "nap+reset-optimizer"
-    assert tiny().switching_method == "nap"
-
-
 def test_every_task_is_also_trained_alone_with_its_own_budget():
     config = tiny(tasks="moving-goals-0,switching-dim:frames=480")
     alone = references(config)
@@ -218,7 +116,7 @@ def test_every_task_is_also_trained_alone_with_its_own_budget():
     assert [references(one) for one in alone] == [[], []]
 
 
-def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monkeypatch):
+def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch):
     changes = {
         "tasks": "breakout,space_invaders:mode=7:difficulty=1",
         "passes": 1,
@@ -233,7 +131,7 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
     on_step = sequential_atari._Recorder.on_step
 
     def stopping(self, agent_steps: int) -> None:
-        if agent_steps >= 90:
+        if agent_steps >= 130:  # a visit has 80, an iteration 40
             raise Interrupted("stopped by the test", 15)
         on_step(self, agent_steps)
 
@@ -246,6 +144,81 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
     assert [row["task"] for row in rows_of(folder, "eval")] == [
         task.name for task in config.sequence.tasks for _ in range(2)
     ]
+
+
+def test_a_seed_that_diverges_ends_alone(whole, tmp_path, monkeypatch, capsys):
+    begin = InJax.init
+
+    def with_a_broken_seed(self):
+        state = begin(self)
+        params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.loop.agent.params)
+        return state._replace(loop=state.loop._replace(agent=state.loop.agent._replace(params=params)))
+
+    monkeypatch.setattr(InJax, "init", with_a_broken_seed)
+    folder = run_one(tiny(), tmp_path)
+    assert capsys.readouterr().err.count("seed 1: the loss is not finite") == 1
+    for phase in ("eval", "all"):
+        rows, wanted = rows_of(folder, phase), rows_of(whole, phase)
+        assert [row for row in rows if row["seed"] == 0] == [row for row in wanted if row["seed"] == 0]
+        broken = [row for row in rows if row["seed"] == 1]
+        assert broken and all((row["eval/return"], row["eval/episodes"]) == (None, 0) for row in broken)
+    assert json.loads((folder / "summary.json").read_text())["eval/return/visit4"] is None
+
+
+def test_a_run_whose_seeds_all_diverge_ends(tmp_path, monkeypatch):
+    begin = InJax.init
+
+    def broken(self):
+        state = begin(self)
+        agent = state.loop.agent
+        params = jax.tree.map(lambda leaf: leaf * jnp.nan, agent.params)
+        return state._replace(loop=state.loop._replace(agent=agent._replace(params=params)))
+
+    monkeypatch.setattr(InJax, "init", broken)
+    with pytest.raises(harness.NonFinite, match="loss of every seed is nan"):
+        run_one(tiny(), tmp_path)
+
+
+def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):
+    def none_left(what, needed, device, remedy):
+        assert needed > 100_000  # the replays of two seeds have 60,000 bytes
+        raise harness.UserError(f"{what}: nothing is free")
+
+    monkeypatch.setattr(sequential_atari, "require_memory", none_left)
+    made = InJax.init
+    monkeypatch.setattr(InJax, "init", lambda self: made(self) if _is_traced() else pytest.fail("it was taken"))
+    with pytest.raises(harness.UserError, match="nothing is free"):
+        run_one(tiny(), tmp_path)
+
+
+def _is_traced() -> bool:
+    return isinstance(jnp.zeros([]) + 1, jax.core.Tracer)
+
+
+def test_a_game_that_can_not_be_loaded_ends_the_run_before_it_has_begun(tmp_path, monkeypatch, capsys):
+    def missing(self, task):
+        raise RuntimeError("Failed to load ROM")
+
+    monkeypatch.setattr(OnTheHost, "_environments", missing)
+    flags = ["--preset", "three-games", "--tasks", "pong,breakout", "--out", str(tmp_path)]
+    assert dispatch(["sequential-atari", *flags]) == 2
+    assert "error: --tasks: pong can't be loaded: Failed to load ROM\n" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_signal_between_the_evaluations_at_a_visits_end_is_heeded(tmp_path, monkeypatch):
+    evaluated, played = InJax.evaluate, []
+
+    def signalled(self, state, visit, place, iteration, told):
+        played.append(place)
+        if iteration == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluated(self, state, visit, place, iteration, told)
+
+    monkeypatch.setattr(InJax, "evaluate", signalled)
+    with pytest.raises(Interrupted):
+        run_one(tiny(), tmp_path)
+    assert played == [0, 0]  # the first iteration's evaluation, and the second's: not the other game's
 
 
 @pytest.mark.parametrize(
@@ -264,6 +237,12 @@ def test_ale_games_one_after_another_resume_at_an_iterations_end(tmp_path, monke
         (["--min-replay-frames", "3216"], "--min-replay-frames 3216: it must be a multiple of 32"),
         (["--schedule", "matching"], "--schedule matching: it is for atari"),
         (["--method", "nap+redoo"], "did you mean"),
+        (["--evaluation-frames", "64000"], "games in JAX are evaluated by --evaluation-episodes"),
+        (["--tasks", "bricks,moving-goals-0:frames=100000"], "--tasks, moving-goals-0: --frames 100000: it must be"),
+        (
+            ["--tasks", "bricks,moving-goals-0:frames=80000", "--method", "dash"],
+            "these tasks differ in length",
+        ),
     ],
 )
 def test_bad_input_is_one_line(flags, told, capsys, tmp_path):

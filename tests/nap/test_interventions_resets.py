@@ -82,13 +82,34 @@ def test_layers_that_are_named_one_by_one_are_the_whole_network():
     assert int(state.inner[0].count) == 0
 
 
-def test_optimizer_state_starts_over_and_the_weights_stay():
-    """Steps of the schedule 1, 2, 3, ...: after two updates it starts over, so 1 + 2 + 1 + 2 + 1."""
+@pytest.mark.parametrize("every", [2, (2, 4)])
+def test_optimizer_state_starts_over_while_weights_and_schedule_stay(every):
+    """With momentum 0.5 a gradient of 1 has a trace of 1, then 1.5, then 1 again; the schedule is 1, 2, ..."""
     schedule = optax.chain(optax.trace(0.5), optax.scale_by_schedule(lambda count: -(count + 1.0)))
-    params, state = run(reset_optimizer_state(schedule, every=2), 5, {"w": jnp.zeros(2)})
-    # With momentum 0.5 a gradient of 1 has a trace of 1, then 1.5: each pair of updates makes -1 - 3.
-    np.testing.assert_allclose(params["w"], -4 - 4 - 1)
-    assert int(state.count) == 5 and int(state.inner[1].count) == 1
+    params, state = run(reset_optimizer_state(schedule, every=every), 5, {"w": jnp.zeros(2)})
+    np.testing.assert_allclose(params["w"], -(1 + 1.5 * 2 + 3 + 1.5 * 4 + 5))
+    assert int(state.count) == 5 and int(state.inner[1].count) == 5
+
+
+def test_single_updates_behind_which_the_state_starts_over():
+    params, _ = run(reset_optimizer_state(optax.trace(0.5), every=(1, 3)), 4, {"w": jnp.zeros(2)})
+    np.testing.assert_allclose(params["w"], 1 + (1 + 1.5) + 1)
+
+
+@pytest.mark.parametrize("wrap", [reset_optimizer_state, lambda inner, every: whole_network(inner, every)])
+def test_injected_schedules_go_on_while_what_is_inside_starts_over(wrap):
+    @optax.inject_hyperparams
+    def momentum(learning_rate):
+        return optax.chain(optax.trace(0.5), optax.scale_by_learning_rate(learning_rate))
+
+    _, state = run(wrap(momentum(lambda count: 0.1 / (count + 1.0)), every=3), 4)
+    assert int(state.inner.hyperparams_states["learning_rate"].count) == 4
+    np.testing.assert_allclose(state.inner.hyperparams["learning_rate"], 0.1 / 4)  # of the last update
+    np.testing.assert_array_equal(state.inner.inner_state[0].trace["output"]["kernel"], 1.0)
+
+
+def whole_network(inner, every):
+    return reset_layers(inner, layers=["*"], every=every, init=init, key=KEY)
 
 
 def test_seeds_in_vmap_have_draws_of_their_own():
