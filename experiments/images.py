@@ -4,8 +4,9 @@
 free; `nap` projects them too. Held-out loss and accuracy are recorded beside weight norms and effective learning rates.
 (After Normalize-and-Project, arXiv 2407.01800, table 1.)
 
-The L2 regularization or weight decay that a baseline usually has are rivals: `--method none+l2 --l2-strength 5e-4`,
-`--method none+weight-decay --weight-decay 5e-4`.
+The weight decay of 5e-4 that a baseline usually has is a rival: `--method none+l2 --l2-strength 2.5e-4`, half of it as
+the gradient of ||theta||^2 is 2 theta; or `--method none+weight-decay --weight-decay 5e-3`, ten times as much as it
+stands behind the momentum of 0.9, which does not add it up.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from envs.loaders import (
     training_images,
 )
 from experiments import harness
+from experiments.datasets import NAMES
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
@@ -236,8 +238,8 @@ def judge(logits: jax.Array, batch: ImageBatch, *, smoothing: float = 0.0) -> Ju
 
 
 def _is_files(config: Config) -> bool:
-    """Whether images are files that are decoded as they are needed."""
-    return config.data == FILES or Path(config.data).is_dir()
+    """Whether images are files that are decoded as they are needed: a data set's name is not that of a folder."""
+    return config.data == FILES or (config.data not in NAMES and Path(config.data).is_dir())
 
 
 def _label(config: Config) -> str:

@@ -62,9 +62,9 @@ def score(
         length: tokens of a sequence, the model's context.
 
     Returns:
-        `accuracy`; with choices, `accuracy_per_byte` (each log-likelihood divided by the bytes of the choice); without,
-        as in LAMBADA, `loss`, the mean of minus the log-likelihood in nats, and an answer is right where each of its
-        tokens is the likeliest one.
+        `accuracy`; with choices, `accuracy_per_byte` (each log-likelihood divided by the bytes of the choice, the space
+        before it not counted); without, as in LAMBADA, `loss`, the mean of minus the log-likelihood in nats, and an
+        answer is right where each of its tokens is the likeliest one.
     """
     asked = [(question.context, choice) for question in questions for choice in question.choices]
     found = itertools.chain.from_iterable(
@@ -78,7 +78,7 @@ def score(
             right.append(bool(likeliest[0]))
             losses.append(-float(likelihoods[0]))
             continue
-        sizes = [len(choice.encode()) for choice in question.choices]
+        sizes = [max(1, len(choice.removeprefix(" ").encode())) for choice in question.choices]
         right.append(int(np.argmax(likelihoods)) == question.answer)
         per_byte.append(int(np.argmax(np.divide(likelihoods, sizes))) == question.answer)
     means = {"accuracy": right, "accuracy_per_byte": per_byte, "loss": losses}

@@ -33,9 +33,9 @@
     refine                 the multipliers that a finished run's gradient norms ask for (Defazio et al., 2023)
 
 A schedule maps the update count (a Python int, or an int32 array of any shape) to a value, as optax's do, so it works
-in `optax.inject_hyperparams`, under `jit`, `vmap` and `scan`. Its numbers may be traced: `vmap` over peaks, lengths or
-ends. What can be looked at beforehand is checked, and a ValueError says what must be. "Profile, sampling, phases" is
-how the REX paper takes schedules apart.
+in `optax.inject_hyperparams`, under `jit`, `vmap` and `scan`. Its numbers may be traced, but for how often a profile is
+read: `vmap` over peaks, lengths or ends. What can be looked at beforehand is checked, and a ValueError says what must
+be. "Profile, sampling, phases" is how the REX paper takes schedules apart.
 """
 
 from nap.schedules import profiles

@@ -7,17 +7,18 @@ are in its `profile`, as shares of the peak.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from nap.checks import Number, is_known, not_negative, positive, rest, updates, updates_or_share
+from nap.checks import Number, is_known, not_negative, positive, require, rest, updates, updates_or_share
 from nap.schedules import profiles
+from nap.schedules.arguments import Numbers, listed, one_for_each
 from nap.schedules.phases import branch, consecutive, follow, phases, restarted
 from nap.schedules.profiles import Profile
 
@@ -42,7 +43,7 @@ def rex(peak: Number, steps: Number, *, end: Number = 0.0, hold: Number = 0.5) -
     return follow(peak, steps, profiles.rex(end, hold))
 
 
-def step(peak: Number, steps: Number, *, at: Sequence[float] = (0.3, 0.6, 0.9), factor: Number = 0.1) -> optax.Schedule:
+def step(peak: Number, steps: Number, *, at: Numbers = (0.3, 0.6, 0.9), factor: Number = 0.1) -> optax.Schedule:
     """The peak times `factor` at each of these shares of the run: the 30-60-90 schedule."""
     return follow(peak, steps, profiles.step(at, factor), readings=at)
 
@@ -51,8 +52,8 @@ def one_cycle(
     peak: Number,
     steps: Number,
     *,
-    rise: float = 0.3,
-    fall: float = 0.85,
+    rise: Number = 0.3,
+    fall: Number = 0.85,
     start: Number = 1 / 25,
     end: Number = 1 / 250_000,
 ) -> optax.Schedule:
@@ -88,16 +89,19 @@ def warmup_cosine(
     traced; as there, the values at both ends are values, not shares of the peak.
 
     Raises:
-      ValueError: a peak of 0, another value below 0, or a warm-up that is longer than the steps.
+      ValueError: a peak of 0 or below one of the other values, another value below 0, or a warm-up that is longer than
+        the steps.
     """
     positive(peak=peak)
     not_negative(init_value=init_value, end_value=end_value)
+    least = max((np.max(value) for value in (init_value, end_value) if is_known(value)), default=0.0)
+    require(f"at least {least}, as the values at both ends are", lambda value: value >= least, peak=peak)
     steps, warmup = updates("steps", steps), updates("warmup", warmup)
     left = rest(steps, warmup=warmup)
     return phases(peak, [(profiles.warmup(init_value / peak), warmup), (profiles.cosine(end_value / peak), left)])
 
 
-def cosine_restarts(peak: Number, steps: Number | Sequence[Number], *, end: Number = 0.0) -> optax.Schedule:
+def cosine_restarts(peak: Number, steps: Number | Numbers, *, end: Number = 0.0) -> optax.Schedule:
     """Cosine decay to end * peak, and back to the peak, in every cycle (SGDR, Loshchilov & Hutter, 1608.03983).
 
     Args:
@@ -106,9 +110,10 @@ def cosine_restarts(peak: Number, steps: Number | Sequence[Number], *, end: Numb
         paper's T_0 = 10 and T_mult = 2, after which the last value stays.
       end: multiplier at the end of a cycle, which is reached at the first update after it, if it is the last.
     """
-    if isinstance(steps, Sequence):
-        return consecutive([cosine(peak, length, end=end) for length in steps], steps)
-    return restarted(cosine(peak, steps, end=end), steps)
+    lengths = listed(steps)
+    if isinstance(lengths, list):
+        return consecutive([cosine(peak, length, end=end) for length in lengths], lengths)
+    return restarted(cosine(peak, lengths, end=end), lengths)
 
 
 def wsd(
@@ -125,7 +130,8 @@ def wsd(
       peak: the value of the stable phase.
       steps: updates in the run, warm-up and decay included.
       warmup: from 0; None: 1 % of the steps (ours).
-      decay: None: 10 % of the steps, which the paper finds to be enough (2.5 % are not).
+      decay: its first update is at the peak; None: 10 % of the steps, which the paper finds to be enough (2.5 % are
+        not), and two updates at least.
       profile: of the decay; None: exponential to a tenth. The paper tells a half-life instead, 5,000 updates in its
         2.4B run: `profiles.exponential(0.5 ** (decay / 5000))`.
 
@@ -133,21 +139,17 @@ def wsd(
       ValueError: a number that makes no sense, or warm-up and decay longer than the steps.
     """
     steps = updates("steps", steps)
-    return _wsd(
-        peak,
-        steps,
-        updates_or_share("warmup", warmup, 0.01, steps),
-        updates_or_share("decay", decay, 0.1, steps),
-        profile or profiles.exponential(0.1),
-    )
+    rise = updates_or_share("warmup", warmup, 0.01, steps)
+    fall = _decay(decay, steps, room=steps - rise)
+    return _wsd(peak, steps, rise, fall, profile or profiles.exponential(0.1))
 
 
 def wsd_s(
     peak: Number,
-    budgets: Sequence[Number],
+    budgets: Numbers,
     *,
     warmup: Number | None = None,
-    decay: Number | Sequence[Number] | None = None,
+    decay: Number | Numbers | None = None,
     profile: Profile | None = None,
 ) -> optax.Schedule:
     """WSD-S: one run, decayed at several budgets (Wen et al., 2410.05192).
@@ -159,7 +161,8 @@ def wsd_s(
       peak: the value outside of warm-up and decays.
       budgets: updates since the beginning of the run, increasing; after the last, its end stays.
       warmup: from 0; None: 1 % of the first budget (ours).
-      decay: updates of the decay before each budget: one number, or one for each; None: 10 % of each budget.
+      decay: updates of the decay before each budget: one number, or one for each; None: 10 % of each budget, and two
+        updates at least, as the first is at the peak.
       profile: of the decay; None: linear in 1 / value, to a tenth.
 
     Raises:
@@ -168,13 +171,14 @@ def wsd_s(
     totals = [updates("a budget", budget, least=1) for budget in budgets]
     if not totals or any(is_known(b - a) and b <= a for a, b in pairwise(totals)):
         raise ValueError(f"budgets must be increasing numbers of updates, at least one, got {budgets}")
-    decays = decay if isinstance(decay, Sequence) else [decay] * len(totals)
-    if len(decays) != len(totals):
-        raise ValueError(f"decay must be one number or one for each budget, got {len(decays)} for {len(totals)}")
+    decays = one_for_each("decay", "budget", decay, len(totals))
     lengths = [total - before for before, total in pairwise([0, *totals])]
     first_rise = updates_or_share("warmup", warmup, 0.01, totals[0])
-    falls = [updates_or_share("decay", fall, 0.1, total) for fall, total in zip(decays, totals, strict=True)]
     rises = [first_rise, *[0] * (len(totals) - 1)]
+    falls = [
+        _decay(fall, total, room=length - rise)
+        for fall, total, length, rise in zip(decays, totals, lengths, rises, strict=True)
+    ]
     last = profile or profiles.reciprocal(0.1)
     stages = [_wsd(peak, *stage, last) for stage in zip(lengths, rises, falls, strict=True)]
     return consecutive(stages, lengths)
@@ -197,7 +201,7 @@ def wsdc(
       peak: the value of the stable phase.
       steps: updates in the run, tail included; afterwards its value stays.
       warmup: from 0; None: 1 % of the steps.
-      decay: None: 10 % of the steps.
+      decay: None: 10 % of the steps, and two updates at least, as the first is at the peak.
       tail: the constant phase; None: 10 % of the steps.
       profile: of the decay; None: linear to a tenth.
 
@@ -205,10 +209,10 @@ def wsdc(
       ValueError: a number that makes no sense, or phases longer than the steps.
     """
     steps = updates("steps", steps)
-    warmup = updates_or_share("warmup", warmup, 0.01, steps)
-    decay = updates_or_share("decay", decay, 0.1, steps)
+    rise = updates_or_share("warmup", warmup, 0.01, steps)
     before_tail = rest(steps, tail=updates_or_share("tail", tail, 0.1, steps))
-    return _wsd(peak, before_tail, warmup, decay, profile or profiles.linear(0.1))
+    fall = _decay(decay, steps, room=before_tail - rise)
+    return _wsd(peak, before_tail, rise, fall, profile or profiles.linear(0.1))
 
 
 def infinite(
@@ -244,9 +248,9 @@ def infinite(
 
 def rewarmed(
     peak: Number,
-    steps: Sequence[Number],
+    steps: Numbers,
     *,
-    warmup: Number | Sequence[Number] | None = None,
+    warmup: Number | Numbers | None = None,
     profile: Profile | None = None,
 ) -> optax.Schedule:
     """Re-warmed and re-decayed in every stage, for continual pre-training (Ibrahim et al., 2403.08763).
@@ -263,9 +267,7 @@ def rewarmed(
       ValueError: no stage, or a warm-up longer than its stage.
     """
     lengths = [updates("the steps of a stage", length, least=1) for length in steps]
-    warmups = warmup if isinstance(warmup, Sequence) else [warmup] * len(lengths)
-    if len(warmups) != len(lengths):
-        raise ValueError(f"warmup must be one number or one for each stage, got {len(warmups)} for {len(lengths)}")
+    warmups = one_for_each("warmup", "stage", warmup, len(lengths))
     decay = profile or profiles.cosine(0.1)
     stages = []
     for i, length in enumerate(lengths):
@@ -297,7 +299,7 @@ def stable_then_decay(
 
 
 def slow_start_fast_decay(
-    peak: Number, steps: Number, *, epochs: int = 10, rising: int = 4, factor: Number = 0.4
+    peak: Number, steps: Number, *, epochs: Number = 10, rising: Number = 4, factor: Number = 0.4
 ) -> optax.Schedule:
     """Up slowly, down fast, an epoch a stair: adversarial fine-tuning (Jeddi et al., 2012.13628).
 
@@ -306,11 +308,20 @@ def slow_start_fast_decay(
     Args:
       peak: reached in epoch `rising` - 1, the first being 0, and held for another.
       steps: updates in the run.
-      epochs: into how many of them the run is cut.
+      epochs: into how many of them the run is cut; must be known.
       rising: epochs of the rise.
       factor: of the decay, per epoch.
     """
     return follow(peak, steps, profiles.slow_start_fast_decay(epochs, rising, factor), readings=epochs)
+
+
+def _decay(decay: Number | None, steps: Any, room: Any) -> Any:
+    """The decay that is given; else 10 % of the steps, or two updates if there is room, of which one is decayed."""
+    share = updates_or_share("decay", decay, 0.1, steps)
+    if decay is not None:
+        return share
+    larger, smaller = (max, min) if is_known(share) and is_known(room) else (jnp.maximum, jnp.minimum)
+    return larger(share, smaller(2, room))
 
 
 def _wsd(peak: Number, steps: Any, warmup: Any, decay: Any, profile: Profile) -> optax.Schedule:

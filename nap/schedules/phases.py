@@ -7,6 +7,7 @@ of any shape; the first update of a run has count 0, so after n updates the valu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
@@ -16,12 +17,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from nap.checks import Number, is_known, not_negative, places_in_run, updates
+from nap.checks import Number, is_known, not_negative, require, updates
+from nap.schedules.arguments import Numbers, listed, places
 from nap.schedules.profiles import Profile
 
 
 def follow(
-    peak: Number, steps: Number, profile: Profile, *, readings: int | Sequence[float] | None = None
+    peak: Number, steps: Number, profile: Profile, *, readings: Number | Numbers | None = None
 ) -> optax.Schedule:
     """peak * profile(count / steps); from `steps` on, peak * profile(1).
 
@@ -30,9 +32,10 @@ def follow(
       steps: updates in the run.
       profile: one of `schedules.profiles`, or any function of progress in [0, 1].
       readings: how often the profile is read; the value stays as it is in between. None: at every update. A number k:
-        k times a run, at updates 0, steps / k, 2 steps / k, ... A sequence of shares, such as (0.5, 0.75): at the
-        beginning and at these places. (REX, 2107.04197, takes schedules apart in this way: a step schedule is a
-        profile that is rarely read.) Each reading is at the first whole update that is not before its place.
+        k times a run, at updates 0, steps / k, 2 steps / k, ..., which must be known. A sequence of shares, such as
+        (0.5, 0.75): at the beginning and at these places. (REX, 2107.04197, takes schedules apart in this way: a step
+        schedule is a profile that is rarely read.) Each reading is at the first whole update that is not before its
+        place; of traced places, to a millionth of it.
 
     Raises:
       ValueError: a peak below 0, steps that are no whole number of updates, readings outside of the run.
@@ -88,7 +91,7 @@ def branch(trunk: optax.Schedule, at: Number, steps: Number, profile: Profile) -
     return optax.join_schedules([trunk, lambda count: trunk(at) * profile(progress(count))], [at])
 
 
-def restarted(schedule: optax.Schedule, steps: Number | Sequence[Number]) -> optax.Schedule:
+def restarted(schedule: optax.Schedule, steps: Number | Numbers) -> optax.Schedule:
     """One schedule that starts over at every task: at a task's first update it is what it is at count 0.
 
     Args:
@@ -99,14 +102,15 @@ def restarted(schedule: optax.Schedule, steps: Number | Sequence[Number]) -> opt
     Raises:
       ValueError: no task, or one without updates.
     """
-    if isinstance(steps, Sequence):
-        starts = _starts(steps)
+    lengths = listed(steps)
+    if isinstance(lengths, list):
+        starts = _starts(lengths)
         return lambda count: schedule(jnp.asarray(count) - _last_reached(starts, starts, count))
-    every = updates("steps", steps, least=1)
+    every = updates("steps", lengths, least=1)
     return lambda count: schedule(jnp.asarray(count) % every)
 
 
-def consecutive(schedules: Sequence[optax.Schedule], steps: Sequence[Number]) -> optax.Schedule:
+def consecutive(schedules: Sequence[optax.Schedule], steps: Numbers) -> optax.Schedule:
     """A schedule for each task, one after another: where tasks are of different lengths, each can end with its own.
 
     `consecutive([warmup_cosine(6.25e-4, n) for n in lengths], lengths)`; it is `optax.join_schedules`, given lengths.
@@ -118,13 +122,13 @@ def consecutive(schedules: Sequence[optax.Schedule], steps: Sequence[Number]) ->
     Raises:
       ValueError: no task, one without updates, or not as many schedules as tasks.
     """
-    starts = _starts(steps)
+    starts = _starts(list(steps))
     if len(schedules) != len(starts):
         raise ValueError(f"schedules must be as many as tasks, got {len(schedules)} for {len(starts)} tasks")
     return optax.join_schedules(schedules, starts[1:])
 
 
-def _starts(steps: Sequence[Number]) -> list[Any]:
+def _starts(steps: list[Any]) -> list[Any]:
     """The first update of each task."""
     if not steps:
         raise ValueError("steps must be those of at least one task, got none")
@@ -140,17 +144,43 @@ def _at_every_update(steps: Any) -> Callable[[ArrayLike], Array]:
     return progress
 
 
-def _rarely(steps: Any, readings: int | Sequence[float]) -> Callable[[ArrayLike], Array]:
-    if isinstance(readings, Sequence):
-        places = np.array([0.0, *places_in_run("readings", readings), 1.0])
-    elif readings >= 1:
-        places = np.arange(readings + 1) / readings
+_FINEST = 2**20
+"""Places are taken as fractions whose denominator is at most this, with which `_first_updates` stays below 2**31."""
+
+
+def _rarely(steps: Any, readings: Any) -> Callable[[ArrayLike], Array]:
+    given = listed(readings)
+    if not isinstance(given, list):
+        if not is_known(readings):
+            raise ValueError("readings must be known, or be places in the run: how many there are can't be traced")
+        what = f"a whole number from 1 to {_FINEST:,} a run"
+        require(what, lambda value: (value >= 1) & (value <= _FINEST) & (value == np.floor(value)), readings=readings)
+        shares = [Fraction(i, int(readings)) for i in range(int(readings) + 1)]
+        values = np.array(shares, float)
+        first = _first_updates(steps, shares)
+    elif all(map(is_known, given)):
+        values = np.array([0.0, *places("readings", given), 1.0])
+        first = _first_updates(steps, [Fraction(value).limit_denominator(_FINEST) for value in values.tolist()])
     else:
-        raise ValueError(f"readings must be at least 1 a run, got {readings}")
-    # Whole updates, compared as such. 0.07 * 100 is 7.000000000000001, and is meant to be 7.
-    exact = np.ceil(np.round(places * steps, 6)).astype(np.int32) if is_known(steps) else None
-    first = jnp.ceil(places * steps * (1 - 1e-6)) if exact is None else exact
-    return lambda count: _last_reached(first, places, count)
+        values = jnp.asarray([0.0, *places("readings", given), 1.0], float)
+        first = jnp.ceil(values * steps * (1 - 1e-6))
+    return lambda count: _last_reached(first, values, count)
+
+
+def _first_updates(steps: Any, shares: Sequence[Fraction]) -> Any:
+    """The first whole update that is not before each share of the steps.
+
+    In whole numbers, the same whether the steps are known or traced: 0.07 * 100 is 7.000000000000001, and is meant to
+    be 7, and float32 has no 900,002.7.
+    """
+    steps = steps if is_known(steps) else jnp.asarray(steps).astype(jnp.int32)
+    above = np.array([share.numerator for share in shares], np.int32)
+    below = np.array([share.denominator for share in shares], np.int32)
+    # above * rest / below, the upper and the lower ten bits of `above` one after the other, in 31 bits.
+    whole, rest = steps // below, steps % below
+    upper = above // 1024 * rest
+    lower = upper % below * 1024 + above % 1024 * rest
+    return above * whole + upper // below * 1024 - (-lower // below)
 
 
 def _last_reached(first: Any, values: Any, count: ArrayLike) -> Array:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nap.checks import Number, not_negative, places_in_run, positive, require
+from nap.checks import Number, is_known, not_negative, positive, require
+from nap.schedules.arguments import Numbers, places
 
 Profile = Callable[[Number], Number]
 """Progress in [0, 1] -> multiplier."""
@@ -89,34 +90,34 @@ def rex(end: Number = 0.0, hold: Number = 0.5) -> Profile:
     return _falling(lambda z: (1 - z) / (1 - hold * z), end)
 
 
-def step(at: Sequence[float] = (0.3, 0.6, 0.9), factor: Number = 0.1) -> Profile:
+def step(at: Numbers = (0.3, 0.6, 0.9), factor: Number = 0.1) -> Profile:
     """factor**(how many of `at` are reached): the 30-60-90 schedule. `schedules.step` steps at whole updates."""
-    places = places_in_run("at", at)
+    shares = places("at", at)
     not_negative(factor=factor)
-    return lambda z: jnp.asarray(factor) ** jnp.sum(jnp.asarray(z)[..., None] >= jnp.asarray(places, float), axis=-1)
+    return lambda z: jnp.asarray(factor) ** jnp.sum(jnp.asarray(z)[..., None] >= jnp.asarray(shares, float), axis=-1)
 
 
-def one_cycle(rise: float = 0.3, fall: float = 0.85, start: Number = 1 / 25, end: Number = 1 / 250_000) -> Profile:
+def one_cycle(rise: Number = 0.3, fall: Number = 0.85, start: Number = 1 / 25, end: Number = 1 / 250_000) -> Profile:
     """Three lines: start to 1 at z = rise, back to start at z = fall, to end at z = 1 (Smith & Topin, 1708.07120).
 
     The defaults are those of `optax.linear_onecycle_schedule`, which it equals (there, the two places are rounded down
     to whole updates).
     """
-    if not 0 < rise < fall < 1:
+    if is_known(rise) and is_known(fall) and not 0 < rise < fall < 1:
         raise ValueError(f"0 < rise < fall < 1 must hold, got rise={rise} and fall={fall}")
     not_negative(start=start, end=end)
     values = jnp.stack([jnp.asarray(value, float) for value in (start, 1.0, start, end)])
     return lambda z: jnp.interp(jnp.asarray(z), jnp.array([0.0, rise, fall, 1.0]), values)
 
 
-def slow_start_fast_decay(epochs: int = 10, rising: int = 4, factor: Number = 0.4) -> Profile:
+def slow_start_fast_decay(epochs: Number = 10, rising: Number = 4, factor: Number = 0.4) -> Profile:
     """(e + 1) / rising until epoch e = z epochs is `rising` - 1, 1 for an epoch, then factor**(e - rising).
 
     For fine-tuning a trained network on adversarial examples (Jeddi et al., 2012.13628). The paper's exact formula is
     not public; this is one slow rise over 40 % and one fast decay. `schedules.slow_start_fast_decay` reads it once an
     epoch, so that z epochs is a whole number.
     """
-    if not 1 <= rising <= epochs:
+    if is_known(epochs) and is_known(rising) and not 1 <= rising <= epochs:
         raise ValueError(f"rising must lie in 1 to epochs={epochs}, got {rising}")
     positive(factor=factor)
 

@@ -1,18 +1,27 @@
 """`python -m experiments images` from end to end on tiny runs: records, exact resume, methods, bad input."""
 
+import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from run_folders import completed, folder_in, rows, typed
 
 from envs.loaders import ImageBatch
 from experiments import images
-from experiments.harness import training
+from experiments.harness import methods, training
+from experiments.harness.errors import UserError
+from experiments.harness.methods import NapConfig
+from experiments.harness.rivals import RivalsConfig, Setting
 from experiments.harness.run import Run
 from nap import paths
+from nap.networks import Network
 
 # 20 images to train on and 6 held out, in batches of 4: epochs end within a batch, and the last held-out one is filled.
 TINY = {"updates": 8, "batch-size": 4, "evaluations": 2, "log-every": 3, "lr": 0.05}
@@ -101,6 +110,45 @@ def test_smoothed_labels_by_hand():
     expected = [0.8 * np.log(0.7) + 0.1 * np.log(0.2 * 0.1), 0.8 * np.log(0.25) + 0.1 * np.log(0.5 * 0.25)]
     np.testing.assert_allclose(judged.objective, -np.array(expected), rtol=1e-6)
     assert judged.correct.tolist() == [1, 0]
+
+
+def test_the_weight_decay_that_is_recommended_shrinks_weights_as_sgd_does_with_5e_4():
+    """Over 400 updates without a gradient; l2 stands before the momentum of 0.9, weight-decay behind it."""
+    start = {"output": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}
+    network = Network(lambda key: start, lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), {})
+    config = dataclasses.replace(images.Config().optimizer, schedule="constant")
+    nothing = jax.tree.map(jnp.zeros_like, start)
+
+    def shrunk(optimizer: optax.GradientTransformation) -> float:
+        def update(both, _):
+            params, state = both
+            steps, state = optimizer.update(nothing, state, params)
+            return (optax.apply_updates(params, steps), state), None
+
+        (params, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), length=400)
+        return -math.log(params["output"]["kernel"][0, 0])
+
+    usual = shrunk(
+        optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9), optax.scale_by_learning_rate(config.lr))
+    )
+    assert usual == pytest.approx(0.196, abs=1e-3)
+    recommended = re.findall(r"--method none\+(\S+) --(\S+) ([\d.e-]+)`", images.__doc__)
+    assert [method for method, _, _ in recommended] == ["l2", "weight-decay"]
+    for method, option, value in recommended:
+        rivals = RivalsConfig(**{option.replace("-", "_"): float(value)})
+        setting = Setting(network, jax.random.key(0), 400)
+        optimizer = methods.make_optimizer(methods.parse_method(method), config, NapConfig(), rivals, setting)
+        assert shrunk(optimizer) == pytest.approx(usual, rel=0.03)
+
+
+def test_a_data_set_is_known_by_its_name_whatever_folders_there_are(tmp_path, monkeypatch):
+    for name in ("digits", "pictures"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    loaded = images.load_images(images.resolve(images.Config(data="digits")), images.Options())
+    assert (loaded.classes, loaded.channels) == (10, 1)
+    with pytest.raises(UserError, match="--data pictures"):
+        images.load_images(images.resolve(images.Config(data="pictures")), images.Options())
 
 
 def test_a_plan_names_the_folder_that_the_run_has(data, finished, tmp_path):

@@ -69,6 +69,8 @@ def norms(tree: dict) -> list[float]:
         ("linear", 0.2, 0.12, 0.04, 0.04),  # to a fifth of 0.2; the middle is their mean
         ("cosine", 0.2, 0.12, 0.04, 0.04),
         ("rex", 0.2, 0.04 + 0.16 * 2 / 3, 0.04, 0.04),
+        ("step", 0.2, 0.02, 0.0002, 0.0002),
+        ("one-cycle", 0.008, 0.2 - 0.192 * 20 / 55, 0.04, 0.04),  # 20 updates from the peak, 35 before 0.008 again
         ("warmup-cosine", 0.0, 0.04 + 0.16 * (1 + math.cos(math.pi * 49 / 99)) / 2, 0.04, 0.04),  # warm-up of 1 update
         ("wsd", 0.0, 0.2, 0.04, 0.04),
         ("inverse-sqrt", 0.0, 0.2 / math.sqrt(50), 0.02, 0.02 / math.sqrt(2)),
@@ -92,9 +94,50 @@ def test_wsd_stays_at_the_peak_until_the_last_tenth():
     np.testing.assert_allclose([float(rate(n)) for n in (1, 90, 95, 100)], [0.2, 0.2, 0.02, 0.002], rtol=1e-5)
 
 
-def test_an_end_that_a_schedule_cannot_have_is_told_in_a_line():
-    with pytest.raises(UserError, match=r"--schedule wsd --lr-end 0.0: end must be a finite number above 0, got 0.0"):
-        learning_rate(OptimizerConfig(schedule="wsd", lr_end=0.0), UPDATES)
+def test_wsd_to_0_decays_linearly():
+    rate = learning_rate(OptimizerConfig(lr=0.2, schedule="wsd", lr_end=0.0), UPDATES)
+    np.testing.assert_allclose([float(rate(n)) for n in (1, 90, 95, 99, 100)], [0.2, 0.2, 0.1, 0.02, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"schedule": "wsd", "lr_end": -0.1},
+            "--schedule wsd --lr 6.25e-05 --lr-end -0.1: end must be a finite number",
+        ),
+        (
+            {"schedule": "nap-cosine", "lr": 1e-7},
+            "--schedule nap-cosine --lr 1e-07 .*: peak must be at least 1e-06, as",
+        ),
+    ],
+)
+def test_a_peak_or_an_end_that_a_schedule_cannot_have_is_told_in_a_line(changes, said):
+    with pytest.raises(UserError, match=said) as told:
+        learning_rate(OptimizerConfig(**changes), UPDATES)
+    assert "\n" not in str(told.value)
+
+
+SIZES = (1, 5, 100)
+FIRST_AND_LAST = {  # where schedules from 0.5 to 0 begin in runs of these sizes, and where they end
+    **dict.fromkeys(("constant", *methods.MATCHING), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    **dict.fromkeys(("linear", "cosine", "rex"), ((0.5, 0.5, 0.5), (0.0, 0.0, 0.0))),
+    **dict.fromkeys(("warmup-cosine", "wsd"), ((0.5, 0.5, 0.0), (0.0, 0.0, 0.0))),  # 1 % of 5 is no update
+    "step": ((0.5, 0.5, 0.5), (0.0005, 0.0005, 0.0005)),
+    "one-cycle": ((0.02, 0.02, 0.02), (0.0, 0.0, 0.0)),
+    "nap-cosine": ((0.5, 0.5, 1e-8), (1e-6, 1e-6, 1e-6)),
+    "inverse-sqrt": ((0.0, 0.0, 0.0), (0.5, 0.5 / math.sqrt(5), 0.05)),
+}
+
+
+@pytest.mark.parametrize("schedule", methods.SCHEDULES)
+def test_runs_of_all_sizes_start_and_end_where_the_schedule_says(schedule):
+    for updates, first, last in zip(SIZES, *FIRST_AND_LAST[schedule], strict=True):
+        rate = np.asarray(
+            learning_rate(OptimizerConfig(schedule=schedule, lr=0.5, lr_end=0.0), updates)(np.arange(200))
+        )
+        assert np.isfinite(rate).all() and rate.min() >= 0 and rate.max() <= 0.5 + 1e-7
+        np.testing.assert_allclose(rate[[0, updates]], [first, last], rtol=1e-5, atol=1e-10)
 
 
 def test_the_schedules_work_without_a_rate_and_for_a_single_update():

@@ -1,4 +1,4 @@
-"""Named schedules: at every boundary, against optax where it has the same, and in all the ways optax calls one."""
+"""Named schedules: against optax where it has the same, and in all the ways optax calls one."""
 
 import math
 
@@ -146,7 +146,8 @@ def test_thirty_sixty_ninety_steps_at_whole_updates():
         schedule = schedules.step(1.0, steps)
         for tenths, before in ((3, 1.0), (6, 0.1), (9, 0.01)):
             place = -(-tenths * steps // 10)
-            np.testing.assert_allclose(at(schedule, place - 1, place, place + 1)[:2], [before, before / 10], rtol=1e-5)
+            expected = [before, before / 10, before / 10]
+            np.testing.assert_allclose(at(schedule, place - 1, place, place + 1), expected, rtol=1e-5)
 
 
 def test_naps_sequential_schedule_at_the_first_the_thousandth_and_the_last_update_of_each_task():
@@ -170,13 +171,6 @@ def test_inverse_sqrt_warms_up_and_has_no_horizon():
     )
 
 
-def test_wsd_at_its_boundaries():
-    schedule = schedules.wsd(2.0, 1000)  # warm-up 10, decay 100
-    decayed = [2 * 0.1 ** (n / 100) for n in (1, 99, 100, 100)]
-    np.testing.assert_allclose(at(schedule, 0, 9, 10, 11, 899, 900), [0, 1.8, 2, 2, 2, 2], rtol=1e-6)
-    np.testing.assert_allclose(at(schedule, 901, 999, 1000, 1001), decayed, rtol=1e-5)
-
-
 def test_wsd_with_a_half_life_as_minicpm_has_it():
     schedule = schedules.wsd(1.0, 1000, decay=200, profile=profiles.exponential(0.5 ** (200 / 50)))
     np.testing.assert_allclose(at(schedule, 800, 850, 900, 1000), [1, 0.5, 0.25, 0.0625], rtol=1e-5)
@@ -192,12 +186,6 @@ def test_wsd_s_decays_before_each_budget_and_is_back_at_the_peak_right_after_it(
     np.testing.assert_allclose(at(schedule, 360, 380, 399, 400, 500), [1, 1 / 5.5, almost[2], 0.1, 0.1], rtol=1e-5)
     same = schedules.wsd_s(1.0, [100, 200, 400], warmup=10, decay=[10, 20, 40])
     np.testing.assert_array_equal(same(np.arange(401)), schedule(np.arange(401)))
-
-
-def test_wsdc_has_a_tail_at_the_decayed_value():
-    schedule = schedules.wsdc(1.0, 1000)  # warm-up 10, decay 100, tail 100
-    expected = [0, 0.9, 1, 1, 1, 0.991, 0.109, 0.1, 0.1, 0.1, 0.1]
-    np.testing.assert_allclose(at(schedule, 0, 9, 10, 799, 800, 801, 899, 900, 999, 1000, 2000), expected, rtol=1e-5)
 
 
 def test_infinite_cools_down_stays_and_is_annealed_on_a_branch():
@@ -279,6 +267,8 @@ def test_lengths_may_be_traced():
         (lambda: schedules.rewarmed(1.0, [10, 10], warmup=[1]), "warmup must be one number or one for each stage"),
         (lambda: schedules.rewarmed(1.0, [10], warmup=11), "warmup is 11 updates, more than the 10"),
         (lambda: schedules.warmup_cosine(0.0, 10_000), "peak must be a finite number above 0, got 0.0"),
+        (lambda: schedules.warmup_cosine(1e-9, 10_000), "peak must be at least 1e-06, as .*, got 1e-09"),
+        (lambda: schedules.warmup_cosine(0.1, 10_000, init_value=0.2), "peak must be at least 0.2, as .*, got 0.1"),
         (lambda: schedules.warmup_cosine(1.0, 500), "warmup is 1000 updates, more than the 500 there are"),
         (lambda: schedules.inverse_sqrt(1.0, 0), "warmup must be a whole number of updates from 1"),
         (lambda: schedules.cosine_restarts(1.0, 0), "steps must be a whole number of updates from 1"),

@@ -131,7 +131,10 @@ LINEAR = schedules.linear(1.0, 5)
         ),
         (lambda: schedules.follow(1.0, 10**10, profiles.linear()), "from 0 to 2,147,483,647, got 10000000000"),
         (lambda: schedules.follow(1.0, np.array([1, 2]), profiles.linear()), r"one number .* shape \(2,\)"),
-        (lambda: schedules.follow(1.0, 5, profiles.linear(), readings=0), "readings must be at least 1 a run, got 0"),
+        (
+            lambda: schedules.follow(1.0, 5, profiles.linear(), readings=0),
+            "readings must be a whole number from 1 .*, got 0",
+        ),
         (
             lambda: schedules.follow(1.0, 5, profiles.linear(), readings=(0.5, 1.5)),
             "readings must be increasing shares",
