@@ -2,9 +2,12 @@
 
 import os
 
+LIMIT = "PJRT_NPROC"
+"""The environment variable that says how many cores a process was given where nothing keeps it to them, as under Ray:
+`cores_here` returns no more, and XLA starts no more threads on a CPU."""
+
 
 def cores_here() -> list[int]:
-    """Their numbers."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """Their numbers; at most as many as `LIMIT` says, where it is set."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return cores[: int(os.environ.get(LIMIT, len(cores)))]

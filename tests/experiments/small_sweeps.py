@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import pytest
 
 from experiments.harness import folder as files
 
@@ -33,6 +35,14 @@ def finish(argv: list[str], **environment: str) -> str:
     shown, errors = process.communicate()
     assert process.returncode == 0, errors
     return shown
+
+
+def skip_without(engine: str, missing: Sequence[str], config: pytest.Config) -> None:
+    """Skips the tests of a launcher whose engine is not here, and in the whole suite, since they take minutes."""
+    if missing:
+        pytest.skip(f"{engine} can't be started here, not installed: {', '.join(missing)}; see `make cluster`")
+    if "cluster" not in config.getoption("markexpr"):
+        pytest.skip(f"{engine} is here, and `make cluster` starts it")
 
 
 def folders(out: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """A sweep on a Ray cluster of two nodes, one of which is killed: `make cluster`."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,10 +20,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def wanted(pytestconfig):
+    small_sweeps.skip_without("Ray", [] if importlib.util.find_spec("ray") else ["ray"], pytestconfig)
+
+
 @contextlib.contextmanager
 def node(*arguments: str) -> Iterator[subprocess.Popen]:
     """A node of one core, with all its processes in a group of their own."""
-    ray = shutil.which("ray", path=Path(sys.executable).parent) or pytest.skip("Ray is not installed")
+    ray = Path(sys.executable).parent / "ray"
     command = [ray, "start", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--block", *arguments]
     process = subprocess.Popen(
         command,

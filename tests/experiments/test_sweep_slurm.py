@@ -1,6 +1,7 @@
-"""A sweep on a SLURM cluster of one machine, which takes the machine away from a run: `make cluster`."""
+"""A sweep on a SLURM cluster of one machine, which takes it away from runs for others: `make cluster`."""
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import small_sweeps
+
+from experiments.harness import folder as files
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -41,8 +44,11 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 """A requeued job may start once its old credential has expired: after cred_expire seconds, 120 by default."""
 
@@ -60,20 +66,19 @@ def command(*words: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """munged, slurmctld and slurmd, all of our own, with SLURM_CONF set."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """munged, slurmctld and slurmd, all of our own, with SLURM_CONF set; the parameter: more lines of that file."""
     missing = [name for name in (*DAEMONS, "sbatch", "srun") if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"{', '.join(missing)}: not installed; apt install slurmctld slurmd munge")
+    missing += [] if importlib.util.find_spec("submitit") else ["submitit"]
+    small_sweeps.skip_without("SLURM", missing, request.config)
     if os.getuid() != 0:
         pytest.skip("slurmd runs as root only")
-    pytest.importorskip("submitit")
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # a short path: a socket lies in it
     folder.chmod(0o755)
     host = socket.gethostname().partition(".")[0]
     ports = {"controller_port": free_port(), "node_port": free_port()}
     configuration, key = folder / "slurm.conf", folder / "munge.key"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user="root", **ports))
+    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user="root", **ports) + request.param)
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     munge = [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
@@ -98,32 +103,30 @@ def cluster() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# With SIGTERM beforehand, or with what `sbatch --signal` says.
 @pytest.mark.parametrize(
-    "preempt",
-    [
-        ["scancel", "--signal=USR2"],  # what `sbatch --signal` sends before a preemption or the end of the time
-        ["scontrol", "requeue"],  # SIGTERM, then SIGKILL, then the queue
-    ],
+    "cluster", ["", "SlurmctldParameters=preempt_send_user_signal\n"], indirect=True, ids=["SIGTERM", "SIGUSR2"]
 )
-def test_a_preempted_run_goes_on_and_finishes(cluster, tmp_path, preempt):
+def test_preempted_runs_save_go_on_and_finish(cluster, tmp_path):
     out = tmp_path / "preempted"
     argv = small_sweeps.tiny(out, "--method", "none", "--method", "nap", tasks=3000)
     small_sweeps.finish([*argv, "--launcher", "slurm", "--minutes", "60"])
     assert len(list((out / "slurm").glob("*_submission.sh"))) == 1, "one array for both runs"
     small_sweeps.wait_until(lambda: len(small_sweeps.under_way(out)) == 2)
-    first = command("squeue", "--noheader", "--format=%i", "--states=running", "--array").split()[0]
-    command(*preempt, first)
-    small_sweeps.wait_until(
-        lambda: first not in command("squeue", "--noheader", "--format=%i", "--states=running", "--array")
-    )
-    small_sweeps.wait_until(lambda: not command("squeue", "--noheader"), seconds=300)
+    ours = command("squeue", "--noheader", "--format=%F").split()[0]
+    command("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    small_sweeps.wait_until(lambda: not command("squeue", "--noheader"), seconds=400)
+    assert command("scontrol", "show", "job", ours).count("Restarts=1") == 2, "SLURM has preempted both"
     assert "2 runs: 2 done, 0 running, 0 failed, 0 waiting" in small_sweeps.finish([*argv, "--status"])
-    assert sorted(map(small_sweeps.times_started, small_sweeps.folders(out))) == [1, 2]
+    for folder in small_sweeps.folders(out):
+        assert small_sweeps.times_started(folder) == 2
+        assert "error: stopped by SIGTERM" in (folder / files.OUTPUT).read_text(), "it was killed without a checkpoint"
     whole = tmp_path / "whole"
     small_sweeps.finish(small_sweeps.tiny(whole, "--method", "none", "--method", "nap", tasks=3000))
     small_sweeps.assert_same_runs(out, whole)
 
 
+@pytest.mark.parametrize("cluster", [""], indirect=True, ids=["SIGTERM"])
 def test_a_failure_is_slurms_failure_too(cluster, tmp_path):
     argv = small_sweeps.tiny(tmp_path, "--lr", "1e30")
     small_sweeps.finish([*argv, "--launcher", "slurm"])

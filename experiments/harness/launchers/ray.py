@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.harness.cores import LIMIT
 from experiments.harness.errors import Interrupted, UserError
 from experiments.harness.interrupt import InterruptFlag
 from experiments.harness.jobs import ROOT, Job, look, note, settle, start, tell
@@ -49,7 +50,7 @@ def launch(jobs: Sequence[Job], options: Options) -> None:
     task = ray.remote(**needs)(_perform)
     try:
         with InterruptFlag() as interrupt:
-            waiting = {task.remote(job): job for job in jobs}
+            waiting = {task.remote(job, options.cpus): job for job in jobs}
             print(f"Ray has {len(jobs)} tasks and {ray.cluster_resources().get('CPU', 0):.0f} cores", file=sys.stderr)
             while waiting and not interrupt.received:
                 for ended in ray.wait(list(waiting), timeout=1.0)[0]:
@@ -63,11 +64,11 @@ def launch(jobs: Sequence[Job], options: Options) -> None:
         ray.shutdown()
 
 
-def _perform(job: Job) -> None:
-    """The task: a job in a process of its own. It is told of failures by the job's folder, and fails itself never."""
+def _perform(job: Job, cpus: int) -> None:
+    """The task: a job in a process of its own, on `cpus` cores. Only the job's folder tells of failures."""
     if look(job).state == "done":
         return
-    started = start(job)
+    started = start(job, {LIMIT: str(cpus)})  # Ray counts cores, and keeps nobody to them
     try:
         settle(started)
     except BaseException:  # a KeyboardInterrupt: the task is cancelled

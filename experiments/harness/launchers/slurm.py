@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from experiments.harness.cores import LIMIT
 from experiments.harness.errors import UserError
 from experiments.harness.jobs import STOPPED, Job, Started, look, settle, start, tell
 from experiments.harness.launchers import Options
@@ -47,7 +48,7 @@ def launch(jobs: Sequence[Job], options: Options) -> None:
         **({"slurm_array_parallelism": options.workers} if options.workers else {}),
     )
     try:
-        submitted = executor.map_array(Task(), jobs)
+        submitted = executor.map_array(Task(options.cpus), jobs)
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"--launcher slurm: {error}") from None
     ids = dict.fromkeys(job.job_id.partition("_")[0] for job in submitted)
@@ -55,15 +56,16 @@ def launch(jobs: Sequence[Job], options: Options) -> None:
 
 
 class Task:
-    """What SLURM runs: a job in a process of its own. Because it has `checkpoint`, submitit queues it again."""
+    """What SLURM runs: a job in a process of its own, on `cpus` cores. As it has `checkpoint`, submitit requeues it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
         self._started: Started | None = None
 
     def __call__(self, job: Job) -> None:
         """Runs the job to its end. Raises RuntimeError where it failed, so that SLURM shows it as failed."""
         while look(job).state in ("waiting", "failed"):  # another process may have it, if it was submitted twice
-            self._started = start(job)
+            self._started = start(job, {LIMIT: str(self._cpus)})  # not all clusters keep it to them
             if settle(self._started) not in STOPPED:
                 break
             time.sleep(_SECONDS_TO_SAVE)  # SLURM has stopped it and is about to end this job
@@ -82,7 +84,7 @@ class Task:
             deadline = time.monotonic() + 0.8 * _SECONDS_TO_SAVE
             while _is_running(process.pid) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
-        return DelayedSubmission(Task(), job)
+        return DelayedSubmission(Task(self._cpus), job)
 
 
 def _is_running(process_id: int) -> bool:
