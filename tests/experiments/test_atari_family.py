@@ -75,6 +75,33 @@ def test_the_first_step_of_rainbows_optimizer_by_hand():
     np.testing.assert_allclose(steps["a"], np.full((3, 4), -6.25e-5 * clipped / (clipped + 1.5625e-4)), rtol=1e-4)
 
 
+def test_the_target_network_is_copied_every_so_many_frames(tmp_path, monkeypatch):
+    """As Rainbow does it, 32,000 frames apart in the preset; here 256, and from the first update, at 256, on."""
+    copied, made = [], atari.build
+
+    def watched(*given, **options):
+        functions = made(*given, **options)
+
+        def learn(update):
+            def watching(*given):
+                agent, *rest = update(*given)
+                same = jax.tree.map(lambda a, b: bool((a == b).all()), agent.params, agent.target_params)
+                if all(jax.tree.leaves(same)):
+                    copied.append(256 + FRAMES_PER_UPDATE * int(agent.updates))
+                return agent, *rest
+
+            watching.lower = update.lower
+            return watching
+
+        return functions._replace(learn=learn(functions.learn), measure=learn(functions.measure))
+
+    monkeypatch.setattr(atari, "build", watched)
+    assert dispatch(arguments(tmp_path)) == 0
+    assert copied == [512, 768, 1024, 1280][: len(copied)] and len(copied) >= 3
+    rows = [row for row in records(folder_of(tmp_path)) if "elr/output" in row]
+    assert all(row["frames"] == 256 + FRAMES_PER_UPDATE * row["updates"] for row in rows)
+
+
 @pytest.mark.parametrize(
     ("name", "lr", "epsilon", "target_frames", "epsilon_end", "evaluation_epsilon"),
     [
