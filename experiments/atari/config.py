@@ -179,6 +179,12 @@ PRESETS = {
 }
 
 
+"""Under the agents' names DQN Zoo's constants. Beside them these differ: 8 environments instead of one; the network's
+biases start at 0 (there uniformly, as the weights do); double-dqn has a bias for each action (there one for all); iqn
+chooses the bootstrap action by the quantiles that value it (there by others); the target network is copied every so
+many updates from the first one on (there at multiples of so many frames); nothing is evaluated before training."""
+
+
 def resolve(config: Config) -> Config:
     """The configuration with ale-py's name of the game and the protocol's settings.
 

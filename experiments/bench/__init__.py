@@ -22,6 +22,7 @@ from experiments.bench import atari, games, in_sb3, plasticity, pqn, training
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
+    "flops",
     "projection",
     "normalization",
     "rainbow",
@@ -39,6 +40,7 @@ Name = Literal[
 
 BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
     {
+        "flops": atari.flops,
         "projection": atari.projection,
         "normalization": atari.normalization,
         "rainbow": atari.rainbow,
@@ -83,8 +85,6 @@ def run(options: Options) -> None:
     names = options.only or tuple(BENCHMARKS)
     peak = matmul_peak(options.repeats)
     facts = {**machine_facts(), "float32 matmul peak": f"{peak / 1e9:.0f} GFLOP/s"}
-    if any(BENCHMARKS[name].__module__ == atari.__name__ for name in names):
-        facts |= atari.learner_facts(options.repeats, peak)
     described = "\n".join(f"{name}: {value}" for name, value in facts.items())
     print(described, end="\n\n", flush=True)
     rows: list[Row] = []

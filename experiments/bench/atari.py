@@ -36,7 +36,7 @@ from experiments.atari.config import PRESETS
 from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.memory import bytes_of
 from experiments.harness.methods import NapConfig, OptimizerConfig
-from experiments.harness.timing import Goal, Row, interleaved, rates, scaled
+from experiments.harness.timing import Goal, MatrixProduct, Row, interleaved, rates, scaled
 from nap.networks import Network, as_functions
 
 ACTIONS = 6  # Pong's
@@ -47,19 +47,23 @@ VECTOR_STEPS = 48  # of the whole loop, in each repeat
 START_UP_SECONDS = 3.0
 
 
-def learner_facts(repeats: int, peak: float) -> dict[str, str]:
-    """How much of the machine's peak, in FLOP/s, updates without normalization reach."""
-    batch, facts = random_batch(Config().batch_size), {}
-    for name, config in (("DQN update", Config(method="none")), ("Rainbow update", PRESETS["rainbow"])):
+def flops(repeats: int) -> Iterator[Row]:
+    """How fast updates without normalization compute, by XLA's count of their FLOP, against a product of matrices."""
+    batch, product = random_batch(Config().batch_size), MatrixProduct()
+    rainbow_goal = Goal(0.60, at_least=True)
+    for name, config, goal in (("DQN", Config(method="none"), None), ("Rainbow", PRESETS["rainbow"], rainbow_goal)):
         agent = learner(config)
         state = jax.eval_shape(agent.init, jax.random.key(0))
-        compiled = jax.jit(agent.learn).lower(state, batch, jax.random.key(1)).compile()
-        flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
-        seconds = interleaved({name: updates_of(agent, batch)}, repeats=repeats, calls=UPDATES)[name]
-        reached = flops / statistics.median(seconds)
-        counted = f"{flops / 1e9:.2f} GFLOP by XLA's count"
-        facts[name] = f"{counted}, {reached / 1e9:.0f} GFLOP/s: {reached / peak:.0%} of the peak"
-    return facts
+        counted = jax.jit(agent.learn).lower(state, batch, jax.random.key(1)).compile().cost_analysis() or {}
+        size = counted.get("flops", math.nan)
+        times = interleaved({"update": updates_of(agent, batch), "product": product}, repeats=repeats, calls=UPDATES)
+        yield Row(
+            f"{name} update, {size / 1e9:.2f} GFLOP, vs the matmul peak",
+            "GFLOP/s",
+            rates(times["update"], size / 1e9),
+            rates(times["product"], product.flops / 1e9),
+            goal,
+        )
 
 
 def projection(repeats: int) -> Iterator[Row]:
