@@ -180,8 +180,9 @@ def _train_and_evaluate(
     )
     opened.progress.say(told)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
-    saved = functions.init(init_key), np.asarray(np.nan), np.asarray(False)
-    iteration, (state, last_return, unevaluated) = opened.restore(saved)
+    iteration, (state, last_return, unevaluated) = opened.restore(
+        (functions.init(init_key), np.asarray(np.nan), np.asarray(False))
+    )
     iteration -= int(unevaluated)
     while iteration < config.iterations:
         if not unevaluated:

@@ -123,6 +123,12 @@ def _make(config: Config, span: Span, num_actions: int, observation: tuple[int, 
     return _Made(functions, network, make_switch(config, network, optimizer, lambda: functions.init(some).replay))
 
 
+def _finite(params: Any) -> np.ndarray:
+    """Whether all parameters of each seed, whose axis is the first, are finite."""
+    each = [np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)]
+    return np.all(each, axis=0)
+
+
 class InJax:
     """Plays games in JAX with all seeds of a run side by side.
 
@@ -148,9 +154,7 @@ class InJax:
 
     def finite(self, state: State) -> np.ndarray:
         """Whether the weights of each seed are finite."""
-        leaves = jax.tree.leaves(state.loop.agent.params)
-        each = [np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1) for leaf in leaves]
-        return np.all(each, axis=0)[: self._config.seeds]
+        return _finite(state.loop.agent.params)[: self._config.seeds]
 
     def init(self) -> State:
         """The state at the beginning, of all seeds."""
@@ -264,9 +268,7 @@ class OnTheHost:
 
     def finite(self, state: State) -> np.ndarray:
         """Whether the weights of the seed are finite."""
-        return np.asarray(
-            [all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state.loop.agent.params))]
-        )
+        return _finite(jax.tree.map(lambda leaf: leaf[None], state.loop.agent.params))
 
     def saved(self, state: State) -> Any:
         """What a checkpoint holds."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.harness import methods
+from experiments.harness import methods, rivals
 from experiments.harness.errors import UserError
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.rivals import RivalsConfig, Setting
@@ -284,6 +284,19 @@ def test_an_intervention_that_comes_once_a_task_needs_tasks_or_an_interval():
     with pytest.raises(UserError, match="--every"):
         methods.make_optimizer(parse_method("reset-head"), SGD, NapConfig(), RivalsConfig(), setting)
     methods.make_optimizer(parse_method("reset-head"), SGD, NapConfig(), RivalsConfig(every=7), setting)
+
+
+@pytest.mark.parametrize("name", rivals.names())
+def test_those_that_come_once_a_task_are_listed(name):
+    """Sequences refuse these by the list before they begin, where tasks differ in length."""
+    network = Network(lambda key: params(), lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), READERS)
+    setting = Setting(network, jax.random.key(0), UPDATES)
+    asks = False
+    try:
+        methods.make_optimizer(parse_method(name), OptimizerConfig(), NapConfig(), RivalsConfig(), setting)
+    except UserError as error:
+        asks = "--every N" in str(error)
+    assert asks == (name in rivals.ONCE_A_TASK)
 
 
 @pytest.mark.parametrize(

@@ -101,15 +101,15 @@ def sections(runs: Sequence[LoadedRun]) -> list[str]:
     """The HTML below the title: what was run; over all games, where there are several; each game's figures; tables."""
     runs = scores.with_agents(runs)
     looks = palette(scores.labels(runs))
-    games = overall.by_game(runs)
+    games, of_phases = overall.by_game(runs), _scores(runs)
     parts = [f"<p>{_about(runs)}</p>", confounded(runs), commands(runs)]
     if len(games) == 1:
-        return [*parts, tables.every_run(runs, _scores(runs)), _ALONE, *_one_game(runs, looks), settings(runs)]
-    parts += [*_over_games(runs, looks), *_game_by_game(runs, looks)]
+        return [*parts, tables.every_run(runs, of_phases), _ALONE, *_one_game(runs, looks), settings(runs)]
+    parts += [*_over_games(runs, of_phases, looks), *_game_by_game(runs, of_phases, looks)]
     if len(games) <= _FEW_GAMES:
         for game, of_game in games.items():
             parts += [f"<h2>{text(spoken(game))}</h2>", *_one_game(of_game, looks)]
-    return [*parts, "<h2>The runs</h2>", tables.every_run(runs, _scores(runs)), settings(runs)]
+    return [*parts, "<h2>The runs</h2>", tables.every_run(runs, of_phases), settings(runs)]
 
 
 def plots(runs: Sequence[LoadedRun]) -> list[tuple[str, Plot]]:
@@ -139,9 +139,8 @@ def _scores(runs: Sequence[LoadedRun]) -> list[scores.Scores]:
     return [scores.scores_of(runs, phase) for phase in scores.PHASES]
 
 
-def _over_games(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
+def _over_games(runs: Sequence[LoadedRun], of_phases: Sequence[scores.Scores], looks: Palette) -> list[str]:
     """Aggregates over the games, or why there are none."""
-    of_phases = _scores(runs)
     shown = [of_phase for of_phase in of_phases if of_phase.has_aggregates]
     parts = ["<h2>Over all games</h2>"]
     if not shown:
@@ -159,9 +158,9 @@ def _over_games(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
     ]
 
 
-def _game_by_game(runs: Sequence[LoadedRun], looks: Palette) -> list[str]:
+def _game_by_game(runs: Sequence[LoadedRun], of_phases: Sequence[scores.Scores], looks: Palette) -> list[str]:
     """A table of all games, and figures with a panel a game where a figure a game would be too many."""
-    parts = ["<h2>Game by game</h2>", *tables.games(runs, _scores(runs))]
+    parts = ["<h2>Game by game</h2>", *tables.games(runs, of_phases)]
     if len(overall.by_game(runs)) <= _FEW_GAMES:
         return parts
     seeds = _SEEDS if len(scores.grouped(runs)) < len(runs) else _ONE_SEED
