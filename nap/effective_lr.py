@@ -147,7 +147,7 @@ def scale_by_schedules(schedules: Mapping[str, optax.Schedule]) -> optax.Gradien
     by_path = {path: schedule for group, schedule in schedules.items() for path in group.split("+")}
 
     def init_fn(params: PyTree) -> optax.ScaleByScheduleState:
-        if unknown := by_path.keys() - paths.leaves(params).keys():
+        if not paths.is_stand_in(params) and (unknown := by_path.keys() - paths.leaves(params).keys()):
             raise ValueError(f"there is a schedule for {min(unknown)!r}, but the parameters have no such leaf")
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 

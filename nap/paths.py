@@ -6,11 +6,13 @@ Flax NNX `State`, Linen dictionaries, Equinox modules, tuples and dataclasses al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 Key = str | int
@@ -79,6 +81,27 @@ def replace(tree: PyTree, new: dict[str, Any]) -> PyTree:
 def map_leaves(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     """The same tree with every leaf replaced by `function(path, leaf)`."""
     return replace(tree, {path: function(path, leaf) for path, leaf in leaves(tree).items()})
+
+
+def is_stand_in(params: PyTree) -> bool:
+    """Whether these are no parameters, but what `optax.tree.map_params` gives to an `init` to see where they go.
+
+    It has no leaves. A state made from it must have the structure of the real one, where a leaf may stand for a subtree
+    in which nothing has the parameters' structure.
+    """
+    return isinstance(params, _stand_in_type())
+
+
+@functools.cache
+def _stand_in_type() -> type:
+    seen = []
+
+    def init(params: PyTree) -> PyTree:
+        seen.append(type(params))
+        return params
+
+    optax.tree.map_params(init, lambda leaf: leaf, ())
+    return seen[0]
 
 
 def is_weight_array(leaf: Any) -> bool:

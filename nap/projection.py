@@ -11,7 +11,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,17 @@ Affine = Literal["project", "regularize", "free"]
 
 Norms = dict[str, Float[Array, "..."]]
 
+_OF_STAND_IN: Any = 0.0
+"""The norms of what stands in for parameters: a leaf, so that all of the real ones count as one."""
+
 
 class ProjectionState(NamedTuple):
     """State of `project_weights`: checkpoints carry the radii, so that nothing recomputes them from trained weights.
 
     Attributes:
       count: updates so far.
-      target_norms: the radius of each projected weight (or group of weights), float32 at least, by path.
+      target_norms: the radius of each projected weight (or group of weights), float32 at least, by path. To
+        `optax.tree.map_params`, which does not know the paths, they are a single value beside the parameters.
     """
 
     count: Int[Array, ""]
@@ -173,6 +177,8 @@ def _projection(
         raise ValueError(f"every must be at least 1 (project at every update), got {every}")
 
     def init_fn(params: PyTree) -> ProjectionState:
+        if paths.is_stand_in(params):
+            return ProjectionState(jnp.zeros([], jnp.int32), _OF_STAND_IN)
         resolved = resolve(params, roles)
         targets = weight_norms(params, resolved, axes)
         if not targets:
@@ -215,7 +221,9 @@ def _toward(params: PyTree, updates: PyTree, target_norms: Norms) -> PyTree:
 def _pull_affine(strength: float, roles: RoleSpec) -> optax.GradientTransformation:
     """Add the gradient of strength/2 ||value - initial||^2 for scales and offsets; the state is the initial values."""
 
-    def init_fn(params: PyTree) -> dict[str, Float[Array, "..."]]:
+    def init_fn(params: PyTree) -> PyTree:
+        if paths.is_stand_in(params):
+            return _OF_STAND_IN
         values = paths.leaves(params)
         return {path: jnp.copy(values[path]) for path in resolve(params, roles).paths(*AFFINE) if path in values}
 

@@ -31,7 +31,7 @@ NOT_GIVEN = "units are recycled by their activations: call update(gradients, sta
 
 
 def count_units(params: PyTree, readers: Readers, features: int = 1) -> dict[str, int]:
-    """The number of units of each layer that `readers` names.
+    """The number of units of each layer that `readers` names; 0 where `optax.tree.map_params` asks.
 
     Args:
       params: the parameters.
@@ -44,6 +44,8 @@ def count_units(params: PyTree, readers: Readers, features: int = 1) -> dict[str
     """
     if not readers:
         raise ValueError("readers are empty, so there is no unit to recycle: pass network.readers, or name the layers")
+    if paths.is_stand_in(params):
+        return dict.fromkeys(readers, 0)
     leaves = paths.leaves(params)
     units = {}
     for layer, reading in readers.items():

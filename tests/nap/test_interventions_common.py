@@ -328,6 +328,14 @@ def test_repeatable_and_random_only_by_its_key(name):
 
 
 @EVERY_ENTRY
+def test_optax_maps_over_what_mirrors_the_parameters(name):
+    params, state = member_of(run(name).start, 0)
+    optimizer = nap.normalize_and_project(ENTRIES[name].make(KEYS[0]))
+    same = optax.tree.map_params(optimizer, lambda leaf, of_params: leaf, state, params)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+
+
+@EVERY_ENTRY
 def test_joined_with_projection(name):
     params, state = run(name).end
     start, start_state = run(name).start

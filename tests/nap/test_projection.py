@@ -1,38 +1,21 @@
-"""The projection: norms held, in every place where an optax transformation can stand."""
+"""The projection: norms held, for every kind of tree, type and axis."""
 
 from typing import Any
 
 import equinox as eqx
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from projected_trees import assert_held, linen, nnx_state, random_gradients, train
 
 import nap
 from nap import paths
 from nap.networks import MLP, as_functions
 from nap.roles import Role
-
-
-class LinenMLP(nn.Module):
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        for width in (16, 12):
-            x = nn.relu(nn.LayerNorm()(nn.Dense(width, use_bias=False)(x)))
-        return nn.Dense(3)(x)
-
-
-def nnx_state(key: jax.Array) -> Any:
-    return nnx.split(MLP(8, [16, 12], 3, rngs=nnx.Rngs(key)), nnx.Param)[1]
-
-
-def linen(key: jax.Array) -> Any:
-    return LinenMLP().init(key, jnp.ones((1, 8)))
 
 
 def equinox(key: jax.Array) -> Any:
@@ -46,24 +29,6 @@ def plain(key: jax.Array) -> Any:
 
 
 TREES = pytest.mark.parametrize("make", [nnx_state, linen, equinox, plain])
-
-
-def random_gradients(params: Any, key: jax.Array) -> Any:
-    """Gradients that have nothing to do with any loss: projection must hold whatever comes."""
-    return jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), params)
-
-
-def true_norms(params: Any, names: Any) -> dict[str, float]:
-    """Frobenius norms in float64, by NumPy."""
-    leaves = paths.leaves(params)
-    return {name: float(np.linalg.norm(np.asarray(leaves[name], np.float64))) for name in names}
-
-
-def assert_held(params: Any, initial: Any, tolerance: float = 1e-6) -> None:
-    names = nap.weight_norms(initial)
-    assert len(names) == 2
-    for name, norm in true_norms(initial, names).items():
-        assert true_norms(params, [name])[name] == pytest.approx(norm, rel=tolerance), name
 
 
 @TREES
@@ -119,53 +84,6 @@ def test_stacked_parameters_keep_one_norm_for_each_member(make):
         assert norm.size == 3
     for i, key in enumerate(keys):
         assert_held(jax.tree.map(lambda x, i=i: x[i], trained), make(key))
-
-
-def train(optimizer: Any, params: Any, steps: int = 3) -> Any:
-    @jax.jit
-    def step(params, state, key):
-        updates, state = optimizer.update(random_gradients(params, key), state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = optimizer.init(params)
-    for i in range(steps):
-        params, state = step(params, state, jax.random.key(i))
-    return params
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tx: optax.MultiSteps(tx, 3),
-        lambda tx: optax.inject_hyperparams(lambda rate: nap.normalize_and_project(optax.adam(rate)))(rate=0.1),
-        lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
-        lambda tx: optax.apply_if_finite(tx, 3),
-        lambda tx: nap.normalize_and_project(optax.contrib.muon(0.1)),
-        lambda tx: nap.normalize_and_project(optax.adamw(0.1, weight_decay=0.1)),
-        lambda tx: nap.normalize_and_project(optax.adam(optax.linear_schedule(0.1, 0.0, 10))),
-    ],
-    ids=["MultiSteps", "inject_hyperparams", "chain", "apply_if_finite", "muon", "adamw", "schedule"],
-)
-def test_inside_optax_wrappers(wrap):
-    params = nnx_state(jax.random.key(0))
-    trained = train(wrap(nap.normalize_and_project(optax.adam(0.1))), params, steps=6)
-    assert_held(trained, params)
-    name = "hidden/0/kernel"
-    assert not np.allclose(paths.leaves(trained)[name], paths.leaves(params)[name], atol=1e-3)
-
-
-def test_inside_partition_needs_the_roles_of_the_whole_tree():
-    params = linen(jax.random.key(0))
-    roles = nap.roles(params)
-    labels = paths.map_leaves(lambda path, _: "body" if "Dense" in path else "rest", params)
-
-    def build(**kwargs):
-        body = nap.normalize_and_project(optax.adam(0.1), affine="free", **kwargs)
-        return optax.partition({"body": body, "rest": optax.sgd(0.1)}, labels)
-
-    assert_held(train(build(roles=roles), params), params)
-    with pytest.raises(ValueError, match=r"roles=nap\.roles"):
-        build().init(params)
 
 
 def test_sharded_over_eight_devices_equals_one():
