@@ -77,7 +77,8 @@ class RivalsConfig:
     equal_beta: float = 0.9
     """equal-betas: both of Adam's decays."""
     inject_at: float = 0.5
-    """plasticity-injection: when the head is replaced, as a share of the run."""
+    """plasticity-injection: when the head is replaced, as a share of the run; for a sequence's fresh agents, of the
+    sequence's run."""
 
 
 class Setting(NamedTuple):

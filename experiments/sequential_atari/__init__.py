@@ -166,7 +166,7 @@ def span_of(config: Config) -> Span:
         return one(sum(each)) if choice == "go-on" else schedules.consecutive([one(updates) for updates in each], each)
 
     return Span(
-        sum(each),
+        config.run_updates or sum(each),
         each[0] if len(set(each)) == 1 else 0,
         over_all(lambda updates: learning_rate(config.optimizer, updates), config.rate),
         over_all(lambda updates: importance_exponent(config, updates), config.importance),

@@ -48,6 +48,9 @@ class Config(atari.Config):
     """The output layer is the same for all tasks; or each task has one, which is put in when its visits begin."""
     seeds: Annotated[int, Hidden] = 1
     """How many seeds are trained side by side; filled in for games in JAX."""
+    run_updates: Annotated[int, Hidden] = 0
+    """Updates of the whole sequence, in the runs of its fresh agents too: so what comes once, at a share of the run,
+    comes at the same update of both. Filled in for methods that have such a thing; 0 for the others."""
 
     @property
     def sequence(self) -> Sequence:
@@ -170,6 +173,9 @@ def resolve(config: Config) -> Config:
         _check_games(config, sequence)
     elif not config.full_action_space:
         raise harness.UserError("--full-action-space is missing: the games of a sequence need the same actions")
+    if "plasticity-injection" in parse_method(config.method).interventions:
+        updates = sum(config.updates_of(visit.task.frames) for visit in sequence.visits)
+        resolved = dataclasses.replace(resolved, run_updates=updates)
     return resolved
 
 

@@ -146,6 +146,13 @@ def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch
     ]
 
 
+def test_plasticity_injection_comes_at_the_same_update_of_a_sequence_and_of_its_fresh_agents():
+    config = tiny(method="nap+plasticity-injection")
+    assert {span_of(one).updates for one in (config, *references(config))} == {4 * UPDATES}
+    # Fresh agents of other methods belong to every sequence of the same tasks.
+    assert references(tiny(passes=2)) == references(tiny(passes=3))
+
+
 def test_a_seed_that_diverges_ends_alone(whole, tmp_path, monkeypatch, capsys):
     begin = InJax.init
 

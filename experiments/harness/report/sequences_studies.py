@@ -171,7 +171,7 @@ def differing(study: Study) -> dict[str, dict[str, list[str]]]:
     values: dict[str, dict[str, list[str]]] = {}
     for method in study.methods:
         for name, value in _settings(method.all_runs[0]):
-            if name != "method":
+            if name not in ("method", "run_updates"):  # the latter follows from it
                 values.setdefault(option(name), {}).setdefault(value, []).append(method.label)
     return {name: of for name, of in values.items() if len(of) > 1}
 
