@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float
 
 from experiments.harness.read import LoadedRun
@@ -29,13 +30,24 @@ def percent(curve: Curve) -> Curve:
     return curve[0], 100 * curve[1]
 
 
-def shortened(curve: Curve) -> Curve:
-    """A long curve as means over 300 nearly equal stretches; a shorter one as it is."""
-    x, y = curve
-    if x.size <= _MOST_POINTS:
+def shortened(curve: Curve, weights: Float[np.ndarray, " n"] | None = None) -> Curve:
+    """A long curve as means over 300 nearly equal stretches, by `weights` if there are any; a shorter one as it is."""
+    points = curve[0].size
+    if points <= _MOST_POINTS:
         return curve
-    parts = np.array_split(np.arange(x.size), _MOST_POINTS)
-    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+    weights = np.ones(points) if weights is None else weights
+    parts = np.array_split(np.arange(points), _MOST_POINTS)
+    means = np.array([[np.average(of[part], weights=weights[part]) for part in parts] for of in curve])
+    return means[0], means[1]
+
+
+def returns(run: LoadedRun, phase: str) -> Curve:
+    """The returns of a phase, shortened: a record is the mean of some episodes, and weighs as many."""
+    name, episodes = f"{phase}/return", f"{phase}/episodes"
+    if not {name, run.axis, episodes} <= set(run.records.columns):
+        return shortened(run.series(name))
+    rows = run.records.select(pl.col(run.axis, name, episodes).cast(pl.Float64)).drop_nulls([run.axis, name])
+    return shortened((rows[run.axis].to_numpy(), rows[name].to_numpy()), rows[episodes].fill_null(1).to_numpy())
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments import report
 from experiments.harness import UserError, exit_code_of
-from experiments.harness.curves import mean_curve, over_layers, relative, shortened, telling_layers
+from experiments.harness.curves import mean_curve, over_layers, relative, returns, shortened, telling_layers
 from experiments.harness.read import load_runs
 from experiments.harness.report import write_figure, write_figures, write_report
 from experiments.harness.report.atari import labels
@@ -192,6 +192,21 @@ def test_the_mean_of_curves_and_the_shortening_of_one():
     assert x.size == 300
     np.testing.assert_allclose(y, 2 * x)
     np.testing.assert_allclose(x.mean(), long.mean(), rtol=1e-2)
+
+
+def test_returns_are_thinned_out_by_the_number_of_their_episodes(tmp_path):
+    folder = make_run(tmp_path, Config(), rows=4)
+    # In turn a record of one episode with return 0, of three with return 4, and of none; and evaluations of 2 episodes.
+    trained = [{"train/return": [0.0, 4.0, None][i % 3], "train/episodes": [1, 3, 0][i % 3]} for i in range(1800)]
+    rows = [{"phase": "train", "updates": i, **of} for i, of in enumerate(trained)]
+    rows += [{"phase": "eval", "updates": i, "eval/return": 1.5, "eval/episodes": 2} for i in range(900)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = load_runs([folder])
+    updates, means = returns(run, "train")
+    assert updates.size == 300
+    np.testing.assert_allclose(means, 3.0)  # not 2: four records, eight episodes
+    np.testing.assert_allclose(updates[0], (0 + 1 * 3 + 3 + 4 * 3) / 8)
+    np.testing.assert_allclose(returns(run, "eval")[1], 1.5)
 
 
 def test_a_warm_up_from_zero_is_left_out_and_a_layer_that_dies_is_not(tmp_path):

@@ -12,6 +12,7 @@ from experiments.harness.curves import (
     over_layers,
     percent,
     relative,
+    returns,
     shortened,
     telling_layers,
 )
@@ -28,11 +29,11 @@ def axis_words(axis: str) -> str:
 
 def returns_plot(runs: Sequence[LoadedRun]) -> Plot | None:
     """Training returns beside evaluation returns, or None when none was recorded."""
-    names = {"train/return": "while training", "eval/return": "in evaluation"}
+    phases = {"train": "while training", "eval": "in evaluation"}
     panels = tuple(
-        Panel(runs[0].problem, title, lines_of(runs, lambda run, name=name: run.series(name)))
-        for name, title in names.items()
-        if _any(runs, name)
+        Panel(runs[0].problem, title, lines_of(runs, lambda run, phase=phase: returns(run, phase)))
+        for phase, title in phases.items()
+        if _any(runs, f"{phase}/return")
     )
     return _plot("returns", runs, panels, label="return per episode\n(raw game score)", height=3.4, sharey=True)
 
@@ -91,15 +92,15 @@ def training_plot(runs: Sequence[LoadedRun]) -> Plot | None:
 
 def overview_plot(runs: Sequence[LoadedRun]) -> Plot:
     """The idea in one row: returns, weight norms and effective learning rates of the layers that NaP projects."""
-    returns = "eval/return" if _any(runs, "eval/return") else "train/return"
+    phase = "eval" if _any(runs, "eval/return") else "train"
     layers = telling_layers(runs)
     norms = lines_of(runs, lambda run: over_layers(run, "weight_norm", layers, relative))
     rates = lines_of(runs, lambda run: over_layers(run, "elr", layers))
     panels = (
         Panel(
             runs[0].problem,
-            "evaluation return" if returns.startswith("eval") else "training return",
-            lines_of(runs, lambda run: run.series(returns)),
+            "evaluation return" if phase == "eval" else "training return",
+            lines_of(runs, lambda run: returns(run, phase)),
             "return per episode (raw game score)",
         ),
         Panel(runs[0].problem, "weight norm", norms, "norm / norm at the start"),
