@@ -177,6 +177,8 @@ def run(config: Config, options: TrainingOptions) -> Path:
     """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
     config = resolve(config)
     mesh = devices_of(config.training, options)  # before anything is loaded
+    if config.network.attention == "cudnn" and (jax.default_backend(), config.dtype) != ("gpu", "bfloat16"):
+        raise harness.UserError("--attention cudnn: it needs an NVIDIA GPU and --dtype bfloat16; take xla")
     harness.enable_compilation_cache()
     text = load(config, options)
     vocabulary = text.tokenizer.vocabulary

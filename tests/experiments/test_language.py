@@ -138,9 +138,12 @@ def test_speed_and_utilisation_leave_compilation_out(data, tmp_path, monkeypatch
 
 
 def test_flash_attention_counts_as_what_it_computes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     flops = []
     for kernel in ("xla", "cudnn"):
-        (_, _, _, _, text), named = handed_over(monkeypatch, data, tmp_path, "--attention", kernel)
+        (_, _, _, _, text), named = handed_over(
+            monkeypatch, data, tmp_path, "--attention", kernel, "--dtype", "bfloat16"
+        )
         batch, _ = next(text.train.batches(text.train.start))
         params, rest = jax.eval_shape(named["counted"].init, jax.random.key(0))
         flops.append(training_flops(named["counted"].train, params, rest, batch.inputs))
@@ -227,6 +230,7 @@ def test_a_plan_names_the_folder_that_the_run_has(data, finished):
         (["--streamed", "c4"], "--evaluation-tokens 0: a stream's validation split has no end"),
         (["--sequence", "0"], "--sequence 0: it must be at least 1"),
         (["--vocabulary", "300", "--tokenizer", "x.json"], "give one of them"),
+        (["--attention", "cudnn", "--dtype", "bfloat16"], "--attention cudnn: it needs an NVIDIA GPU"),
     ],
 )
 def test_bad_input_gets_one_line(data, tmp_path, capfd, arguments, said):
