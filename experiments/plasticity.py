@@ -12,7 +12,7 @@ import functools
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from flax import nnx
 from envs.datasets import default_name, load
 from envs.streams import STREAMS, Protocol, Stream, make_stream
 from experiments import harness
+from experiments.harness.diverged import Diverged, not_finite
 from experiments.harness.grid import cells
 from experiments.harness.learner import Learner, make_learner
 from experiments.harness.methods import (
@@ -221,15 +222,13 @@ def _main(argv: list[str]) -> int:
     for config, options in grid:  # all of them before the first one runs
         check(config, options)
     folders: list[Path] = []
-    exit_code = 0
-    for number, (config, options) in enumerate(grid, start=1):
+
+    def run_cell(number: int, config: Config, options: harness.RunOptions) -> None:
         if len(grid) > 1:
             print(f"[{number}/{len(grid)}] {config.stream} {config.method} lr {config.optimizer.lr:g}", file=sys.stderr)
-        try:
-            folders.append(run(config, options))
-        except harness.NonFinite as error:
-            harness.print_error(error)
-            exit_code = error.exit_code
+        folders.append(run(config, options))
+
+    exit_code = harness.each_alone(functools.partial(run_cell, i, *cell) for i, cell in enumerate(grid, start=1))
     if folders:
         from experiments.harness.scoreboard import scoreboard  # polars and scipy: not for --help
 
@@ -276,8 +275,9 @@ def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
     first = jnp.zeros([], jnp.int32)
     stretch = seeds.map(function, at_once=seeds.fit(function, data, own, first, first), donate=True)
     recorder = _Recorder(config, stream, opened)
-    done, (saved, totals) = opened.restore((seeds.drop_padding(own.state), recorder.totals))
-    own, recorder.totals = own._replace(state=seeds.pad(saved, own.state)), totals
+    saved = seeds.drop_padding(own.state), recorder.totals, recorder.diverged.seeds
+    done, (saved, recorder.totals, recorder.diverged.seeds) = opened.restore(saved)
+    own = own._replace(state=seeds.pad(saved, own.state))
     stretches = config.updates // config.record_every
     while done < stretches:
         task, start = divmod(done * config.record_every, config.protocol.updates_per_task)
@@ -286,7 +286,7 @@ def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
         done += 1
         if done == stretches or opened.save_due(SAVE_SECONDS):
             recorder.flush()
-            opened.save(done, (seeds.drop_padding(own.state), recorder.totals))
+            opened.save(done, (seeds.drop_padding(own.state), recorder.totals, recorder.diverged.seeds))
             opened.check_interrupted()
     opened.finish(recorder.summary())
 
@@ -296,13 +296,14 @@ class _Recorder:
 
     Attributes:
         totals: what the summary is made from: sums over the scored tasks so far, shape [seeds].
+        diverged: the seeds that have diverged.
     """
 
     def __init__(self, config: Config, stream: Stream, opened: harness.Run) -> None:
         self._config, self._stream, self._opened = config, stream, opened
         self._rate = learning_rate(config.optimizer, config.updates)
         self._waiting: tuple[int, int, Row] | None = None
-        self._diverged: set[int] = set()
+        self.diverged = Diverged(opened, config.seed, config.seeds)
         self.totals = {name: np.zeros(config.seeds) for name in ("stretches", "online_loss", "online_accuracy", "loss")}
 
     def add(self, task: int, task_updates: int, row: Row) -> None:
@@ -316,7 +317,9 @@ class _Recorder:
             return
         task, task_updates, row = self._waiting
         self._waiting = None
-        values = {name: np.asarray(value)[: self._config.seeds] for name, value in jax.device_get(row).items()}
+        found = {name: np.asarray(value)[: self._config.seeds] for name, value in jax.device_get(row).items()}
+        self.diverged.add(not_finite((found["loss"], found["online_loss"])))
+        values = {name: self.diverged.scores(value) for name, value in found.items()}
         updates = task * self._config.protocol.updates_per_task + task_updates
         place = {"task": task + 1, "updates": updates, "task_updates": task_updates}
         place["scored"] = bool(self._stream.scored(task))
@@ -326,23 +329,16 @@ class _Recorder:
             self._opened.record(
                 {"phase": "task", "seed": self._config.seed + i, **place, "learning_rate": rate, **numbers}
             )
-        self._add_up(values, place)
-        shown = values["online_loss" if self._stream.loss == "squared-error" else "online_accuracy"]
-        what = "loss" if self._stream.loss == "squared-error" else "accuracy"
-        self._opened.progress.update(updates=updates, task=f"{task + 1}/{self._stream.tasks}", **{what: shown.mean()})
-
-    def _add_up(self, values: dict[str, np.ndarray], place: dict[str, Any]) -> None:
-        diverged = {i for i in range(self._config.seeds) if not np.isfinite(values["loss"][i])}
-        for i in sorted(diverged - self._diverged):
-            self._opened.progress.say(f"seed {self._config.seed + i}: the loss is not finite in task {place['task']}")
-        self._diverged |= diverged
-        if len(diverged) == self._config.seeds:
-            self._opened.check_finite("loss of every seed", values["loss"][0], updates=place["updates"])
+        self.diverged.tell(updates)
         if place["scored"]:
             self.totals["stretches"] += 1
             for name in ("online_loss", "online_accuracy"):
                 self.totals[name] += values[name]
         self.totals["loss"] = values["loss"].astype(float)
+        shown = values["online_loss" if self._stream.loss == "squared-error" else "online_accuracy"]
+        what = "loss" if self._stream.loss == "squared-error" else "accuracy"
+        at = f"{task + 1}/{self._stream.tasks}"
+        self._opened.progress.update(updates=updates, task=at, **{what: np.nanmean(shown)})
 
     def summary(self) -> dict[str, float | int]:
         """Averages over the scored tasks and the seeds."""

@@ -24,6 +24,7 @@ from envs.games import GAMES, Game
 from experiments import harness
 from experiments.atari import environment_of
 from experiments.atari.config import FRAME_SKIP, STACK
+from experiments.harness.diverged import Diverged, not_finite
 from experiments.harness.methods import (
     MATCHING,
     NapConfig,
@@ -252,10 +253,11 @@ def _check_multiple(config: Config, name: str, of: int, what: str) -> None:
 def _run(config: Config, opened: harness.Run) -> None:
     seeds = Seeds(config.seeds)
     pqn = build(config, functools.partial(seeds.map, at_once=seeds.per_device))
-    running = pqn.begin((), seeds.keys(config.seed))
+    running, recorder = pqn.begin((), seeds.keys(config.seed)), _Recorder(config, opened)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
-    done, (saved, last_returns) = opened.restore((seeds.drop_padding(running), np.full(config.seeds, np.nan)))
-    running, recorder = seeds.pad(saved, running), _Recorder(config, opened)
+    saved = seeds.drop_padding(running), np.full(config.seeds, np.nan), recorder.diverged.seeds
+    done, (saved, last_returns, recorder.diverged.seeds) = opened.restore(saved)
+    running = seeds.pad(saved, running)
     begun, started = done, time.monotonic()
     while done < config.rollouts:
         in_iteration = done % config.iteration_rollouts
@@ -267,25 +269,31 @@ def _run(config: Config, opened: harness.Run) -> None:
         if done % config.iteration_rollouts == 0:
             recorder.flush()
             recorder.speed(done, (done - begun) / (time.monotonic() - started))
+            recorder.diverged.add(not_finite(seeds.drop_padding(running.params)))
+            recorder.diverged.tell(config.pqn.updates * done)
             returns = np.asarray(pqn.evaluate((), running, np.float32(config.evaluation_epsilon)))[: config.seeds]
             last_returns = recorder.evaluated(done, returns.mean(axis=1, dtype=np.float64))
             begun, started = done, time.monotonic()
         if done == config.rollouts or opened.save_due(SAVE_SECONDS):
             recorder.flush()
-            opened.save(done, (seeds.drop_padding(running), last_returns))
+            opened.save(done, (seeds.drop_padding(running), last_returns, recorder.diverged.seeds))
             opened.check_interrupted()
     opened.finish({"seeds": config.seeds, "frames": config.frames, "eval/return": float(np.mean(last_returns))})
 
 
 class _Recorder:
-    """Writes down each stretch once the next one is running, so that the device does not wait for it."""
+    """Writes down each stretch once the next one is running, so that the device does not wait for it.
+
+    Attributes:
+        diverged: the seeds that have diverged.
+    """
 
     def __init__(self, config: Config, opened: harness.Run) -> None:
         self._config, self._opened = config, opened
         self._rate = learning_rate(config.optimizer, config.rollouts * config.pqn.updates)
         self._epsilon = epsilon_of(config)
         self._waiting: tuple[int, Told] | None = None
-        self._diverged: set[int] = set()
+        self.diverged = Diverged(opened, config.seed, config.seeds)
 
     def add(self, done: int, told: Told) -> None:
         """Takes the stretch that has just been started, and writes down the one before."""
@@ -301,6 +309,8 @@ class _Recorder:
         found: Any = jax.device_get(told)
         measured_at = (done - 1) * self._config.pqn.updates
         common = {"learning_rate": np.asarray(self._rate(measured_at)), "epsilon": np.asarray(self._epsilon(done - 1))}
+        self.diverged.add(not_finite(found.loss[: self._config.seeds]))
+        returns = self.diverged.scores(found.mean_return[: self._config.seeds])
         for i in range(self._config.seeds):
             self._opened.record(
                 {
@@ -308,20 +318,19 @@ class _Recorder:
                     "seed": self._config.seed + i,
                     **self._place(done),
                     "train/episodes": found.episodes[i],
-                    "train/return": found.mean_return[i],  # null where no episode ended
+                    "train/return": returns[i],  # null where no episode ended
                     "loss": found.loss[i],
                     **common,
                     **{name: value[i] for name, value in found.measured.items()},
                 }
             )
-        self._check(done, found.loss)
-        returns = found.mean_return[: self._config.seeds]
-        shown = {} if np.isnan(returns).any() else {"return": float(returns.mean())}
+        self.diverged.tell(self._place(done)["updates"])
+        shown = {"return": float(np.nanmean(returns))} if np.isfinite(returns).any() else {}
         self._opened.progress.update(frames=self._place(done)["frames"], **shown)
 
     def evaluated(self, done: int, returns: np.ndarray) -> np.ndarray:
         """Writes down an evaluation, each seed's mean return, and gives it: NaN for a seed that diverged."""
-        returns[list(self._diverged)] = np.nan
+        returns = self.diverged.scores(returns)
         for i, mean in enumerate(returns):
             row = {"phase": "eval", "seed": self._config.seed + i, **self._place(done)}
             self._opened.record({**row, "eval/episodes": self._config.evaluation_episodes, "eval/return": mean})
@@ -341,12 +350,3 @@ class _Recorder:
             "agent_steps": agent_steps,
             "updates": done * self._config.pqn.updates,
         }
-
-    def _check(self, done: int, losses: np.ndarray) -> None:
-        """Tells of each seed that diverges; the run ends when all have."""
-        diverged = {i for i in range(self._config.seeds) if not np.isfinite(losses[i])}
-        for i in sorted(diverged - self._diverged):
-            self._opened.progress.say(f"seed {self._config.seed + i}: the loss is not finite")
-        self._diverged |= diverged
-        if len(diverged) == self._config.seeds:
-            self._opened.check_finite("loss of every seed", losses[0], updates=self._place(done)["updates"])

@@ -3,6 +3,7 @@
 from experiments.harness.catalogue import dispatch
 from experiments.harness.command_line import (
     RunOptions,
+    each_alone,
     exit_code_of,
     parse_command,
     parse_options,
@@ -26,6 +27,7 @@ __all__ = [
     "UserError",
     "config_hash",
     "dispatch",
+    "each_alone",
     "enable_compilation_cache",
     "exit_code_of",
     "job_of",

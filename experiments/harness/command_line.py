@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,16 +88,22 @@ def run_command(
             join(options.coordinator, options.processes, options.process)
             ours = dict.fromkeys(_OF_A_PROCESS)
             in_first(lambda: None, same={**plain(config), **plain(options), **ours})
-        exit_code = 0
-        for seed in range(config.seed, config.seed + options.seeds):
-            try:
-                study(dataclasses.replace(config, seed=seed), options)
-            except NonFinite as error:
-                print_error(error)
-                exit_code = error.exit_code
-        return exit_code
+        seeds = range(config.seed, config.seed + options.seeds)
+        return each_alone(functools.partial(study, dataclasses.replace(config, seed=seed), options) for seed in seeds)
 
     return exit_code_of(run_all_seeds)
+
+
+def each_alone(runs: Iterable[Callable[[], object]]) -> int:
+    """Runs one after another; one that raises NonFinite is told of, and the others still run. Returns the exit code."""
+    exit_code = 0
+    for run in runs:
+        try:
+            run()
+        except NonFinite as error:
+            print_error(error)
+            exit_code = error.exit_code
+    return exit_code
 
 
 def parse_command(

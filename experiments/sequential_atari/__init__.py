@@ -8,6 +8,7 @@ time. Of games in JAX whole runs are compiled, and all seeds of a run are traine
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -25,6 +26,7 @@ from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.agent import Span, importance_exponent
 from experiments.atari.config import FRAME_SKIP
+from experiments.harness.diverged import Diverged, not_finite
 from experiments.harness.grid import with_options
 from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.methods import learning_rate, method_label
@@ -56,16 +58,6 @@ def plan(argv: list[str]) -> list[harness.Job]:
     ]
 
 
-def run(config: Config, options: harness.RunOptions) -> list[Path]:
-    """The sequence, then each of its tasks alone; from the beginning, or from where they were left.
-
-    Returns:
-        Their folders.
-    """
-    harness.enable_compilation_cache()
-    return [_run_one(each, options) for each in (config, *references(config))]
-
-
 def references(config: Config) -> list[Config]:
     """A fresh agent for each task alone, with the same budget; none for a sequence of one visit."""
     sequence = config.sequence
@@ -78,14 +70,9 @@ def references(config: Config) -> list[Config]:
 def _main(argv: list[str]) -> int:
     use_all_cores()
     config, options = _parse(argv)
-    exit_code = 0
-    for one in _by_run(config, options):
-        try:
-            run(one, options)
-        except harness.NonFinite as error:
-            harness.print_error(error)
-            exit_code = error.exit_code
-    return exit_code
+    harness.enable_compilation_cache()
+    runs = [each for one in _by_run(config, options) for each in (one, *references(one))]
+    return harness.each_alone(functools.partial(_run_one, each, options) for each in runs)
 
 
 def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
@@ -117,17 +104,17 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
 def _run(config: Config, opened: harness.Run) -> None:
     span = span_of(config)
     player = (InJax if config.in_jax else OnTheHost)(config, span)
-    needed = int(player.copies * bytes_of(jax.eval_shape(player.init)))
-    opened.progress.say(
-        require_memory("replay, networks and optimizers", needed, player.device, "take a smaller --replay-capacity")
-    )
+    shapes = jax.eval_shape(player.init)
+    learners = bytes_of((shapes.loop.agent, shapes.heads))
+    needed = {"replay": bytes_of(shapes.loop.replay), "networks and optimizers": learners}
+    needed = {name: int(player.copies * size) for name, size in needed.items()}
+    opened.progress.say(require_memory(needed, player.device, "take a smaller --replay-capacity"))
     begun = player.init()
     visits = config.sequence.visits
-    scores = np.full((len(visits), config.seeds), np.nan)
-    done, (saved, scores) = opened.restore((player.saved(begun), scores))
+    scores, diverged = np.full((len(visits), config.seeds), np.nan), Diverged(opened, config.seed, config.seeds)
+    done, (saved, scores, diverged.seeds) = opened.restore((player.saved(begun), scores, diverged.seeds))
     state = player.loaded(saved, begun)
     del begun
-    diverged: set[int] = set()
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
     while done < len(iterations):
         visit = iterations[done]
@@ -141,7 +128,8 @@ def _run(config: Config, opened: harness.Run) -> None:
             {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
         )
         done += 1
-        recorder.check(player.finite(state), int(np.max(np.asarray(state.loop.agent.updates))))
+        diverged.add(not_finite(player.params(state)))
+        diverged.tell(int(np.max(np.asarray(state.loop.agent.updates))))
         returns = player.evaluate(state, visit, visit.place, done, recorder)
         scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns)
         if done == len(iterations) or iterations[done] is not visit:
@@ -150,7 +138,7 @@ def _run(config: Config, opened: harness.Run) -> None:
                 opened.check_interrupted()
                 of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
                 recorder.evaluated("all", state, config.sequence.tasks[place], of_task)
-        opened.save(done, (player.saved(state), scores))
+        opened.save(done, (player.saved(state), scores, diverged.seeds))
         opened.check_interrupted()
     opened.finish(
         {"frames": config.sequence.frames}
@@ -196,13 +184,10 @@ def _mean(values: ListOf[float] | np.ndarray) -> float | None:
 
 
 class _Recorder:
-    """Writes down what an iteration of a visit finds, for each seed.
-
-    Seeds that diverged go into `diverged`, which outlives the iteration: they are told of once, and have no scores.
-    """
+    """Writes down what an iteration of a visit finds, for each seed; those that have diverged have no scores."""
 
     def __init__(
-        self, config: Config, opened: harness.Run, visit: Visit, rate: optax.Schedule, diverged: set[int]
+        self, config: Config, opened: harness.Run, visit: Visit, rate: optax.Schedule, diverged: Diverged
     ) -> None:
         self._config, self._opened, self._visit, self._rate, self._diverged = config, opened, visit, rate, diverged
         self._shown = f"{visit.task.name} ({visit.number + 1}/{len(config.sequence.visits)})"
@@ -224,8 +209,8 @@ class _Recorder:
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""
         if log.loss is not None and not math.isfinite(log.loss):
-            self._tell(seed, log.updates)
-        mean = None if seed in self._diverged else _mean(log.returns)
+            self._diverged.add([seed])
+        mean = None if self._diverged.seeds[seed] else _mean(log.returns)
         if mean is not None:
             self._returns[seed] = mean
         self._opened.record(
@@ -241,23 +226,11 @@ class _Recorder:
                 **log.measured,
             }
         )
-
-    def check(self, finite: np.ndarray, updates: int) -> None:
-        """Tells of each seed whose weights are not finite; NonFinite where that is so of all."""
-        for seed in np.flatnonzero(~finite):
-            self._tell(int(seed), updates)
-
-    def _tell(self, seed: int, updates: int) -> None:
-        if seed not in self._diverged:
-            self._diverged.add(seed)
-            self._opened.progress.say(f"seed {self._config.seed + seed}: the loss is not finite at update {updates}")
-        if len(self._diverged) == self._config.seeds:
-            which = "seed" if self._config.seeds == 1 else "every seed"
-            self._opened.check_finite(f"loss of {which}", math.nan, updates=updates)
+        self._diverged.tell(log.updates)
 
     def evaluated(self, phase: str, state: State, played: Task, returns: ListOf[ListOf[float]]) -> np.ndarray:
         """Records each seed's returns in a game, `played`; gives their means, NaN for a seed that diverged."""
-        returns = [[] if seed in self._diverged else of_seed for seed, of_seed in enumerate(returns)]
+        returns = [[] if diverged else of_seed for diverged, of_seed in zip(self._diverged.seeds, returns, strict=True)]
         steps, updates = int(state.loop.agent_steps), np.max(np.asarray(state.loop.agent.updates))
         for seed, of_seed in enumerate(returns):
             mean = _mean(of_seed)

@@ -123,12 +123,6 @@ def _make(config: Config, span: Span, num_actions: int, observation: tuple[int, 
     return _Made(functions, network, make_switch(config, network, optimizer, lambda: functions.init(some).replay))
 
 
-def _finite(params: Any) -> np.ndarray:
-    """Whether all parameters of each seed, whose axis is the first, are finite."""
-    each = [np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)]
-    return np.all(each, axis=0)
-
-
 class InJax:
     """Plays games in JAX with all seeds of a run side by side.
 
@@ -152,9 +146,9 @@ class InJax:
         self.device = jax.local_devices()[0]
         self.copies = 2.0 if self.device.platform == "cpu" else self._seeds.per_device / config.seeds
 
-    def finite(self, state: State) -> np.ndarray:
-        """Whether the weights of each seed are finite."""
-        return _finite(state.loop.agent.params)[: self._config.seeds]
+    def params(self, state: State) -> Any:
+        """The weights, with a leading axis of seeds."""
+        return self._seeds.drop_padding(state.loop.agent.params)
 
     def init(self) -> State:
         """The state at the beginning, of all seeds."""
@@ -266,9 +260,9 @@ class OnTheHost:
         heads = fresh_heads(self._config, self._made.network, jax.random.fold_in(self._init_key, 1))
         return State(self._made.functions.init(self._init_key), heads)
 
-    def finite(self, state: State) -> np.ndarray:
-        """Whether the weights of the seed are finite."""
-        return _finite(jax.tree.map(lambda leaf: leaf[None], state.loop.agent.params))
+    def params(self, state: State) -> Any:
+        """The weights, with a leading axis of seeds: of one."""
+        return jax.tree.map(lambda leaf: leaf[None], state.loop.agent.params)
 
     def saved(self, state: State) -> Any:
         """What a checkpoint holds."""

@@ -112,13 +112,6 @@ def test_other_streams_and_networks(tmp_path, stream, more):
     assert ("weight_norm/torso/2" in found[0]) == ("cnn" in more)
 
 
-def test_one_diverged_seed_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
-    assert command(tmp_path, "--method", "none", "--optimizer", "sgd", "--lr", "1e20", "--seeds", "2") == 1
-    assert "not finite" not in capsys.readouterr().out
-    (folder,) = folders_in(tmp_path)
-    assert not (folder / "DONE").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
