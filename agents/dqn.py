@@ -129,13 +129,14 @@ def make_agent(
     read: values.Values | None = None,
     double: bool = True,
     target_period: int,
+    target_phase: int = 0,
 ) -> Agent:
     """An agent of the DQN family.
 
     The loss is averaged over the valid transitions of the batch (those of weight above 0), each multiplied by its
-    weight. The target network becomes a copy of the online one after every `target_period` updates; a copy has the
-    norms of its original, so it needs no projection of its own. A network that draws is given a key of its own for each
-    of an update's passes: online at t-1, online and target at t.
+    weight. The target network becomes a copy of the online one every `target_period` updates; a copy has the norms of
+    its original, so it needs no projection of its own. A network that draws is given a key of its own for each of an
+    update's passes: online at t-1, and at t the one that chooses the bootstrap action and the one that values it.
 
     Args:
       network: maps observations to outputs.
@@ -144,6 +145,7 @@ def make_agent(
       read: what the outputs mean; None: they are action values, shape [batch, actions].
       double: choose the bootstrap action by the online network (double DQN), not by the target network.
       target_period: updates between copies.
+      target_phase: a copy is made when this and the count of updates sum up to a multiple of the period.
     """
     read = values.scalar() if read is None else read
     optimizer = optax.with_extra_args_support(optimizer)
@@ -169,8 +171,9 @@ def make_agent(
         params: PyTree, target_params: PyTree, batch: Transition, key: jax.Array
     ) -> tuple[Array, tuple[Learned, Array, dict[str, Array]]]:
         at_tm1, at_t, target_at_t = keys_for(key, 3)
-        outputs_t = network.apply(target_params, batch.s_t, *target_at_t)
-        selector = network.apply(params, batch.s_t, *at_t) if double else outputs_t
+        outputs_t = selector = network.apply(target_params, batch.s_t, *target_at_t)
+        if double or read.choose_apart:
+            selector = network.apply(params if double else target_params, batch.s_t, *at_t)
         outputs_tm1, activations = network.activations(params, batch.s_tm1, *at_tm1)
         found = jax.vmap(read.loss)(
             outputs_tm1, batch.a_tm1, batch.r_t, batch.discount_t, outputs_t, action_values(selector)
@@ -186,7 +189,7 @@ def make_agent(
         steps, opt_state = optimizer.update(gradients, state.opt_state, state.params, activations=activations)
         params = optax.apply_updates(state.params, steps)
         updates = state.updates + 1
-        target_params = optax.periodic_update(params, state.target_params, updates, target_period)
+        target_params = optax.periodic_update(params, state.target_params, updates + target_phase, target_period)
         return _Update(AgentState(params, target_params, opt_state, updates), learned, steps, q_tm1, activations)
 
     def learn(state: AgentState, batch: Transition, key: jax.Array) -> tuple[AgentState, Learned]:

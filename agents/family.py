@@ -1,7 +1,7 @@
 """The agents of the DQN family by name: which ingredients each one has, and the pieces these stand for.
 
 dqn         Mnih et al. (2015)         action values, uniform replay
-double-dqn  van Hasselt et al. (2016)  the online network chooses the bootstrap action
+double-dqn  van Hasselt et al. (2016)  the online network chooses the bootstrap action; one bias for all actions
 c51         Bellemare et al. (2017)    categorical distributions of the return
 qr-dqn      Dabney et al. (2018a)      quantiles of the return
 iqn         Dabney et al. (2018b)      quantiles at any probability
@@ -42,6 +42,7 @@ class Ingredients:
         double: the online network chooses the bootstrap action.
         dueling: streams for value and advantages.
         noisy: exploration by noisy layers, instead of epsilon-greedy.
+        shared_bias: one bias for all outputs of the last layer.
         prioritized: replay by priority.
         n_step: rewards summed before bootstrapping.
     """
@@ -50,6 +51,7 @@ class Ingredients:
     double: bool = False
     dueling: bool = False
     noisy: bool = False
+    shared_bias: bool = False
     prioritized: bool = False
     n_step: int = 1
 
@@ -58,7 +60,7 @@ AgentName = Literal["dqn", "double-dqn", "c51", "qr-dqn", "iqn", "rainbow"]
 
 FAMILY: dict[AgentName, Ingredients] = {
     "dqn": Ingredients(),
-    "double-dqn": Ingredients(double=True),
+    "double-dqn": Ingredients(double=True, shared_bias=True),
     "c51": Ingredients("categorical"),
     "qr-dqn": Ingredients("quantile"),
     "iqn": Ingredients("implicit-quantile"),
@@ -69,16 +71,27 @@ FAMILY: dict[AgentName, Ingredients] = {
 def make_network(ingredients: Ingredients, actions: int, **options: Any) -> Network:
     """The agent's network; `options` are further arguments of `nap.networks.QNetwork`."""
     options |= READ[ingredients.distribution]().network
-    options |= {"dueling": ingredients.dueling, "noisy": ingredients.noisy}
+    options |= {"dueling": ingredients.dueling, "noisy": ingredients.noisy, "shared_bias": ingredients.shared_bias}
     return as_functions(lambda rngs: QNetwork(actions, **options, rngs=rngs))
 
 
 def assemble(
-    ingredients: Ingredients, network: Network, optimizer: optax.GradientTransformation, target_period: int
+    ingredients: Ingredients,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    target_period: int,
+    target_phase: int = 0,
 ) -> Agent:
     """The agent's functions, with the network of `make_network`; see `agents.dqn.make_agent`."""
     read = READ[ingredients.distribution]()
-    return make_agent(network, optimizer, read=read, double=ingredients.double, target_period=target_period)
+    return make_agent(
+        network,
+        optimizer,
+        read=read,
+        double=ingredients.double,
+        target_period=target_period,
+        target_phase=target_phase,
+    )
 
 
 def make_replay_for(

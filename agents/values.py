@@ -38,11 +38,14 @@ class Values(NamedTuple):
         network: the arguments of `nap.networks.QNetwork` that make such outputs.
         action_values: `action_values(outputs)`, the expected return of each action, shape [actions].
         loss: `loss(outputs_tm1, a_tm1, r_t, discount_t, outputs_t, q_t_selector)`; for the names see `agents.losses`.
+        choose_apart: whether the outputs that choose the bootstrap action are drawn apart from those that value it,
+            also where one network makes both.
     """
 
     network: dict[str, int]
     action_values: Callable[[Outputs], Float[Array, " actions"]]
     loss: Callable[..., Loss]
+    choose_apart: bool = False
 
 
 def scalar() -> Values:
@@ -78,7 +81,10 @@ def quantile(quantiles: int = 201) -> Values:
 
 
 def implicit_quantile(samples: int = 64) -> Values:
-    """The returns at probabilities that are drawn anew each time; the priority is the loss."""
+    """The returns at probabilities that are drawn anew each time; the priority is the loss.
+
+    An action is chosen by other draws than it is valued by, as in DQN Zoo.
+    """
 
     def loss(outputs_tm1, a_tm1, r_t, discount_t, outputs_t, q_t_selector) -> Loss:
         found = quantile_double_q_loss(
@@ -86,4 +92,4 @@ def implicit_quantile(samples: int = 64) -> Values:
         )
         return Loss(found, found)
 
-    return Values({"quantile_samples": samples}, lambda outputs: jnp.mean(outputs.values, axis=-1), loss)
+    return Values({"quantile_samples": samples}, lambda outputs: jnp.mean(outputs.values, axis=-1), loss, True)

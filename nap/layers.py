@@ -223,6 +223,7 @@ class Output(nnx.Module):
       inputs: size of the input's last axis.
       outputs: number of outputs.
       bias: whether it has a bias.
+      shared_bias: whether that is one number for all outputs.
       kernel_init: initializer of the kernel.
       rngs: NNX random streams.
     """
@@ -233,11 +234,12 @@ class Output(nnx.Module):
         outputs: int,
         *,
         bias: bool = True,
+        shared_bias: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs)), role=Role.OUTPUT)
-        self.bias = nnx.Param(jnp.zeros(outputs), role=Role.BIAS) if bias else None
+        self.bias = nnx.Param(jnp.zeros(1 if shared_bias else outputs), role=Role.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """The head's outputs."""

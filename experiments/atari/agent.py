@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from agents.dqn import Agent
 from agents.family import assemble, make_network, make_replay_for
 from agents.loops import Functions, make_functions
-from agents.replay import transitions
+from agents.replay import Replay, transitions
 from envs.games import GAMES
-from experiments.atari.config import STACK, Config
+from experiments.atari.config import FRAME_SKIP, STACK, Config
 from experiments.atari.devices import on_mesh
 from experiments.atari.matching import Multipliers
 from experiments.harness.methods import adapt_network, learning_rate, make_optimizer, norm_of, parse_method
@@ -99,7 +99,22 @@ def make_learner(
     """The agent, with its own network or another one; a matching schedule needs its multipliers."""
     network = network or network_of(config, num_actions, observation)
     optimizer = optimizer_of(config, network, multipliers, span)
-    return assemble(config.ingredients, network, optimizer, config.target_period)
+    # As DQN Zoo, which copies at multiples of so many frames, those before the first update included.
+    phase = config.min_replay_frames // (FRAME_SKIP * config.update_period)
+    return assemble(config.ingredients, network, optimizer, config.target_period, phase)
+
+
+def replay_of(config: Config, observation: tuple[int, ...]) -> Replay:
+    """The agent's replay."""
+    return make_replay_for(
+        config.ingredients,
+        config.replay_capacity,
+        config.num_envs,
+        config.batch_size,
+        observation[1:],
+        priority_exponent=config.priority_exponent,
+        uniform_probability=config.uniform_probability,
+    )
 
 
 def build(
@@ -111,18 +126,9 @@ def build(
     mesh: Mesh | None = None,
 ) -> Functions:
     """The agent and its replay, as jitted functions; a matching schedule needs its multipliers."""
-    ingredients = config.ingredients
-    replay = make_replay_for(
-        ingredients,
-        config.replay_capacity,
-        config.num_envs,
-        config.batch_size,
-        observation[1:],
-        priority_exponent=config.priority_exponent,
-        uniform_probability=config.uniform_probability,
-    )
+    replay, n_step = replay_of(config, observation), config.ingredients.n_step
     clip = config.reward == "clipped"
-    one = functools.partial(transitions, stack=STACK, n_step=ingredients.n_step, gamma=config.gamma, clip_reward=clip)
+    one = functools.partial(transitions, stack=STACK, n_step=n_step, gamma=config.gamma, clip_reward=clip)
     span = span or _span_of(config)
     learner = make_learner(config, num_actions, observation, multipliers=multipliers, span=span)
     if mesh is not None:

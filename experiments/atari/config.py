@@ -80,7 +80,7 @@ class Config:
     update_period: int = 4
     """Agent steps for each update."""
     target_period: int = 2000
-    """Updates between copies to the target network."""
+    """Updates between copies to the target network, counted as if there had been some from the first frame on."""
     reward: Literal["clipped", "raw"] = "clipped"
     """What is learned from: the game's rewards clipped to -1 to 1, or as they are. Scores are never clipped."""
     gamma: float = 0.99
@@ -113,6 +113,7 @@ class Config:
             double=made.double and not self.no_double,
             dueling=made.dueling and not self.no_dueling,
             noisy=made.noisy and not self.no_noisy,
+            shared_bias=made.shared_bias,
             prioritized=made.prioritized and not self.no_prioritized,
             n_step=self.n_step or made.n_step,
         )
@@ -179,10 +180,11 @@ PRESETS = {
 }
 
 
-"""Under the agents' names DQN Zoo's constants. Beside them these differ: 8 environments instead of one; the network's
-biases start at 0 (there uniformly, as the weights do); double-dqn has a bias for each action (there one for all); iqn
-chooses the bootstrap action by the quantiles that value it (there by others); the target network is copied every so
-many updates from the first one on (there at multiples of so many frames); nothing is evaluated before training."""
+"""Under the agents' names DQN Zoo's agents, with its constants. What differs: 8 environments instead of one, so that
+updates come two at a time; noise is drawn for each example (there once for a batch); evaluations are played
+without noise, and iqn's with evenly spaced quantiles (there both are drawn); the episodes that begin in an evaluation
+are played to their end (there the last one is left out); nothing is evaluated before training (there a first
+iteration)."""
 
 
 def resolve(config: Config) -> Config:

@@ -43,10 +43,10 @@ class Quantiles(NamedTuple):
 class QNetwork(nnx.Module):
     """The networks of DQN, Rainbow and their relatives, with a normalization before each nonlinearity.
 
-    A torso, 512 units and a linear output, initialized uniformly in +-1/sqrt(fan in) as in DQN Zoo, but for biases,
-    which start at 0. The hidden layers have no bias if they are normalized, and the output layer then starts 100 times
-    smaller: its inputs have unit scale, and without that the first values would be so large (a standard deviation of
-    0.4) that unlearning them kills channels. The output layer is never projected.
+    A torso, 512 units and a linear output. Without normalization weights and biases start uniformly in
+    +-1/sqrt(fan in), as in DQN Zoo. With one the hidden layers have no bias, that of the output layer starts at 0, and
+    the output layer's weights 100 times smaller: its inputs have unit scale, and without that the first values would be
+    so large (a standard deviation of 0.4) that unlearning them kills channels. The output layer is never projected.
 
     In the IMPALA torso each convolution is followed by its normalization, also those that write onto the residual
     stream, so that every kernel is scale-invariant; the scales and offsets of the latter stay free.
@@ -59,6 +59,7 @@ class QNetwork(nnx.Module):
       dueling: a stream for the state's value and one for the advantages (Wang et al., 2016), whose outputs are
         value + advantage - mean advantage.
       noisy: noisy layers in the place of dense ones (Fortunato et al., 2018), which draw from the random key given.
+      shared_bias: one bias for all outputs of an output layer (van Hasselt et al., 2016); noisy ones have none.
       torso: see `Torso`.
       observation: channels of an observation (its frames, times the planes of one), height and width.
       hidden: units of each hidden dense layer.
@@ -81,6 +82,7 @@ class QNetwork(nnx.Module):
         quantile_samples: int = 0,
         dueling: bool = False,
         noisy: bool = False,
+        shared_bias: bool = False,
         torso: Torso = "nature",
         observation: tuple[int, int, int] = (4, 84, 84),
         hidden: int = 512,
@@ -106,14 +108,17 @@ class QNetwork(nnx.Module):
             raise ValueError(f"an observation of {height}x{width} is too small for the torso {torso!r}")
         if quantile_samples:
             self.quantile = Linear(COSINES, features // features_per_unit(activation), **common)
-        output_init = uniform_fan_in if norm == "none" else _small
+        of_output: dict[str, Any] = {"kernel_init": uniform_fan_in if norm == "none" else _small, "rngs": rngs}
+        if not noisy:
+            of_output["shared_bias"] = shared_bias
         linear, output = (NoisyLinear, NoisyOutput) if noisy else (Linear, Output)
         self.streams = {"value_": 1, "advantage_": actions} if dueling else {"": actions}
         for stream, size in self.streams.items():
             setattr(self, f"{stream}hidden", linear(features, hidden, before_output=True, **common))
             width_out = size * max(atoms, 1)
-            made = output(features_per_unit(activation) * hidden, width_out, kernel_init=output_init, rngs=rngs)
-            setattr(self, f"{stream}output", made)
+            setattr(self, f"{stream}output", output(features_per_unit(activation) * hidden, width_out, **of_output))
+        if norm == "none":
+            _draw_biases(self, rngs)
         self.actions, self.atoms, self.quantile_samples = actions, atoms, quantile_samples
         self.noisy, self.dtype = noisy, jnp.dtype(dtype)
 
@@ -262,6 +267,15 @@ def _probabilities(key: jax.Array | None, batch: int, samples: int) -> Float[Arr
     if key is None:
         return jnp.broadcast_to((jnp.arange(samples) + 0.5) / samples, (batch, samples))
     return jax.random.uniform(key, (batch, samples))
+
+
+def _draw_biases(network: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Has every bias start as the weights beside it do, instead of at 0."""
+    layers: list[Any] = [module for _, module in nnx.iter_modules(network)]
+    for layer in layers:
+        if (bias := getattr(layer, "bias", None)) is not None:
+            bound = 1 / math.sqrt(math.prod(layer.kernel.shape[:-1]))
+            bias[...] = jax.random.uniform(rngs.params(), bias.shape, minval=-bound, maxval=bound)
 
 
 def _small(key: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -13,8 +13,9 @@ import scipy.stats
 import nap
 from agents.dqn import Agent, AgentState, make_agent
 from agents.replay import Transition
+from agents.values import implicit_quantile
 from nap import paths
-from nap.networks import MLP, Network, as_functions
+from nap.networks import MLP, Network, Quantiles, as_functions
 
 INPUTS, ACTIONS = 4, 3
 HIDDEN = ("hidden/0/kernel", "hidden/1/kernel")
@@ -161,13 +162,37 @@ def test_double_and_plain_targets_by_hand(is_double, loss):
     np.testing.assert_allclose(new.params["kernel"], [[1.1, 7.0], [1.0, 2.0], [0.0, 0.0]], rtol=1e-6)
 
 
-def test_the_target_is_a_copy_after_every_period_and_never_before():
-    state = jitted().init(jax.random.key(0))
+@pytest.mark.parametrize(("double", "least"), [(False, 0.5), (True, 0.75)])
+def test_by_implicit_quantiles_an_action_is_chosen_by_other_draws_than_it_is_valued_by(double, least):
+    """One quantile at a time: action 0 has 2 tau by the target network and half less by the online one, action 1 has 1.
+    So action 0 is chosen where the second key's tau is above 1/2, or 3/4; and it is then worth twice the third's."""
+
+    def apply(params, observations, key):
+        taus = jax.random.uniform(key, (len(observations), 1))
+        return Quantiles(jnp.stack([2 * taus + params["more"], jnp.ones_like(taus)], axis=1), taus)
+
+    network = Network(lambda key: {"more": jnp.zeros([])}, apply, lambda *given: (apply(*given), {}), draws=True)
+    agent = make_agent(network, optax.sgd(0.1), read=implicit_quantile(), double=double, target_period=100)
+    state = with_params(agent.init(KEY), {"more": jnp.float32(-0.5)}, {"more": jnp.float32(0)})
+    size = 200
+    frames, ones = jnp.zeros((size, 1), jnp.uint8), jnp.ones(size)
+    batch = Transition(frames, jnp.ones(size, jnp.int32), 0 * ones, ones, frames, ones)
+    _, learned = jax.jit(agent.learn)(state, batch, KEY)
+    taus = [np.asarray(jax.random.uniform(key, (size,)), np.float64) for key in jax.random.split(KEY, 3)]
+    error = np.where(taus[1] > least, 2 * taus[2] - 1, 0)  # 1 is predicted
+    assert (error < 0).sum() > 10, "never, if it were valued by what it is chosen by"
+    np.testing.assert_allclose(learned.priorities, np.abs(taus[0] - (error < 0)) * error**2 / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("phase", "copied"), [(0, (5, 10)), (3, (2, 7, 12)), (15, (5, 10))])
+def test_the_target_is_a_copy_after_every_period_and_never_before(phase, copied):
+    agent = make_agent(mlp(), nap.normalize_and_project(optax.adam(0.03)), target_period=5, target_phase=phase)
+    learn, state = jax.jit(agent.learn), jitted().init(jax.random.key(0))
     assert bytes_of(state.target_params) == bytes_of(state.params)
     held = bytes_of(state.params)
     for update in range(1, 13):
-        state, _ = jitted().learn(state, batch_at(batches(12), update - 1), KEY)
-        if update in (5, 10):
+        state, _ = learn(state, batch_at(batches(12), update - 1), KEY)
+        if update in copied:
             held = bytes_of(state.params)
         else:
             assert bytes_of(state.params) != held

@@ -67,7 +67,7 @@ def test_the_ingredients_are_the_published_ones():
     made = {name: set(of_name(ingredients)) for name, ingredients in FAMILY.items()}
     assert made == {
         "dqn": set(),
-        "double-dqn": {"double"},
+        "double-dqn": {"double", "shared_bias"},
         "c51": {"categorical"},
         "qr-dqn": {"quantile"},
         "iqn": {"implicit-quantile"},
@@ -77,7 +77,8 @@ def test_the_ingredients_are_the_published_ones():
 
 def of_name(ingredients: Ingredients) -> list[str]:
     """What an agent has beyond DQN, in words."""
-    words = [name for name in ("double", "dueling", "noisy", "prioritized") if getattr(ingredients, name)]
+    flags = ("double", "dueling", "noisy", "shared_bias", "prioritized")
+    words = [name for name in flags if getattr(ingredients, name)]
     words += [ingredients.distribution] if ingredients.distribution != "none" else []
     return words + ([f"n_step {ingredients.n_step}"] if ingredients.n_step != 1 else [])
 

@@ -104,6 +104,59 @@ def test_quantiles_are_evenly_spaced_without_a_key_and_drawn_for_each_example_wi
     assert abs(np.corrcoef(taus.T)[0, 1]) < 0.2
 
 
+ZOO = {"torso/0": 16, "torso/1": 512**0.5, "torso/2": 24, "hidden": 56, "output": 512**0.5}
+"""The roots of the fan-ins: 4 x 8 x 8, 32 x 4 x 4, 64 x 3 x 3, 64 x 7 x 7 and 512."""
+
+
+def uniform_in(numbers: jax.Array, bound: float) -> bool:
+    """Whether they could be uniform between the bounds, and none lies beyond."""
+    x = np.asarray(numbers, np.float64).ravel()
+    tested = scipy.stats.kstest(x[:20_000], scipy.stats.uniform(-bound, 2 * bound).cdf)
+    return np.abs(x).max() <= bound * (1 + 1e-6) and tested.pvalue > 1e-4
+
+
+def test_without_normalization_weights_and_biases_start_as_in_dqn_zoo():
+    leaves = paths.leaves(jax.jit(network(actions=200, norm="none").init)(KEY))
+    assert {path.rsplit("/", 1)[0] for path in leaves} == ZOO.keys()
+    for layer, root in ZOO.items():
+        assert uniform_in(leaves[f"{layer}/kernel"], 1 / root), layer
+        assert uniform_in(leaves[f"{layer}/bias"], 1 / root), layer
+        assert len(np.unique(leaves[f"{layer}/bias"])) > 30
+    biases = [np.asarray(leaves[f"{layer}/bias"])[:32] * root for layer, root in ZOO.items()]
+    assert np.abs(np.corrcoef(biases) - np.eye(5)).max() < 0.7, "each layer draws for itself"
+
+
+def test_rainbows_hidden_biases_start_so_too_and_the_noise_on_them_at_its_own_value():
+    leaves = paths.leaves(jax.jit(network(atoms=51, dueling=True, noisy=True, norm="none").init)(KEY))
+    for stream in ("value", "advantage"):
+        assert uniform_in(leaves[f"{stream}_hidden/bias"], 1 / 56)
+        np.testing.assert_allclose(leaves[f"{stream}_hidden/noise_bias"], 0.1 / 56, rtol=1e-6)
+        assert f"{stream}_output/bias" not in leaves
+    embedding = paths.leaves(jax.jit(network(quantile_samples=4, norm="none", **FLAT).init)(KEY))
+    assert uniform_in(embedding["quantile/bias"], 1 / 8)  # of 64 cosines
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_with_normalization_there_is_one_bias_and_it_starts_at_0(norm):
+    leaves = paths.leaves(jax.jit(network(norm=norm).init)(KEY))
+    assert [path for path in leaves if path.endswith("bias")] == ["output/bias"]
+    assert not np.any(leaves["output/bias"])
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_shared_bias_is_one_number_that_is_added_to_all_outputs(norm):
+    made = network(shared_bias=True, norm=norm, **FLAT)
+    params = jax.jit(made.init)(KEY)
+    leaves = paths.leaves(params)
+    assert leaves["output/bias"].shape == (1,) and leaves["output/kernel"].shape == (8, ACTIONS)
+    moved = paths.replace(params, {"output/bias": leaves["output/bias"] + 0.5})
+    np.testing.assert_allclose(made.apply(moved, FRAMES) - made.apply(params, FRAMES), 0.5, rtol=1e-5)
+    # Its gradient is the sum of what the outputs' biases would have.
+    of_outputs = np.random.default_rng(3).normal(size=(BATCH, ACTIONS))
+    gradient = jax.grad(lambda params: jnp.sum(of_outputs * made.apply(params, FRAMES)))(params)
+    np.testing.assert_allclose(paths.leaves(gradient)["output/bias"], [of_outputs.sum()], rtol=1e-4)
+
+
 COMBINATIONS = list(
     itertools.product(
         ["nature", "impala", "minatar", "flat"], [{}, {"atoms": 5}, {"quantile_samples": 6}], *[[False, True]] * 2
