@@ -172,12 +172,9 @@ def _train_and_evaluate(
     functions = build(config, *shape, multipliers, mesh=mesh)
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
-    needed = bytes_of(jax.eval_shape(functions.init, init_key)) * copies_in_memory(mesh)
-    told = together(
-        lambda: require_memory(
-            "replay, network and optimizer", needed, jax.local_devices()[0], "take a smaller --replay-capacity"
-        )
-    )
+    shapes, copies = jax.eval_shape(functions.init, init_key), copies_in_memory(mesh)
+    parts = {"replay": copies * bytes_of(shapes.replay), "network and optimizer": copies * bytes_of(shapes.agent)}
+    told = together(lambda: require_memory(parts, jax.local_devices()[0], "take a smaller --replay-capacity"))
     opened.progress.say(told)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
     iteration, (state, last_return, unevaluated) = opened.restore(

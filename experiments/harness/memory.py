@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,19 @@ def available_bytes(device: jax.Device) -> int | None:
     return None
 
 
-def require_memory(what: str, needed: int, device: jax.Device, remedy: str) -> str:
-    """A line that says what some things together need and what there is.
+def require_memory(parts: Mapping[str, int], device: jax.Device, remedy: str) -> str:
+    """A line that says what each part needs, in bytes, and what there is.
 
     Raises:
-        UserError: it does not fit; with the remedy.
+        UserError: all together do not fit; with the remedy.
     """
+    each, needed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items()), sum(parts.values())
     available = available_bytes(device)
     if available is not None and needed > available:
-        raise UserError(
-            f"{what} need {needed / 1e9:.2f} GB on {device}, and {available / 1e9:.2f} GB are free there; {remedy}"
-        )
-    free = "" if available is None else f" of {available / 1e9:.2f} GB free"
-    return f"{what}: {needed / 1e9:.2f} GB{free} on {device}"
+        there = f"{needed / 1e9:.2f} GB on {device}, and {available / 1e9:.2f} GB are free there"
+        raise UserError(f"{each}: they need {there}; {remedy}")
+    free = "" if available is None else f", of {available / 1e9:.2f} GB free"
+    return f"memory: {each}{free} on {device}"
 
 
 def _host_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -76,7 +76,7 @@ def test_the_first_step_of_rainbows_optimizer_by_hand():
 
 
 def test_the_target_network_is_copied_every_so_many_frames(tmp_path, monkeypatch):
-    """As Rainbow does it, 32,000 frames apart in the preset; here 256, and from the first update, at 256, on."""
+    """At multiples of that many, as in DQN Zoo: 32,000 for Rainbow, and here 384. The first update is at 256."""
     copied, made = [], atari.build
 
     def watched(*given, **options):
@@ -96,8 +96,8 @@ def test_the_target_network_is_copied_every_so_many_frames(tmp_path, monkeypatch
         return functions._replace(learn=learn(functions.learn), measure=learn(functions.measure))
 
     monkeypatch.setattr(atari, "build", watched)
-    assert dispatch(arguments(tmp_path)) == 0
-    assert copied == [512, 768, 1024, 1280][: len(copied)] and len(copied) >= 3
+    assert dispatch(arguments(tmp_path, target_period=24)) == 0
+    assert copied == [384, 768, 1152]
     rows = [row for row in records(folder_of(tmp_path)) if "elr/output" in row]
     assert all(row["frames"] == 256 + FRAMES_PER_UPDATE * row["updates"] for row in rows)
 
@@ -284,16 +284,26 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch
     monkeypatch.setattr(atari, "train", lambda *_, **__: pytest.fail("it must not start"))
     assert dispatch(arguments(tmp_path, replay_capacity=100_000)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    needed = 1e5 * (10 * 5 + 4 + 4 + 4 + 1) + 8 * 2**17  # the steps and the tree, in bytes; the network is 0.01 GB more
-    assert re.match(r"error: replay, .* on \S+, and 0.00 GB are free there; take a smaller --replay-capacity", last)
-    assert needed / 1e9 < float(re.search(r"([\d.]+) GB", last)[1]) < needed / 1e9 + 0.02
+    replay = (1e5 * (10 * 5 + 4 + 4 + 4 + 1) + 8 * 2**17) / 1e9  # the steps and the tree
+    each = r"error: replay ([\d.]+) GB, network and optimizer ([\d.]+) GB: "
+    there = r"they need ([\d.]+) GB on \S+, and 0.00 GB are free there; take a smaller --replay-capacity"
+    found = re.fullmatch(each + there, last)
+    assert found, last
+    of_replay, of_network, together = map(float, found.groups())
+    assert of_replay == round(replay, 2) and 0 < of_network < 0.02
+    assert together == pytest.approx(of_replay + of_network, abs=0.01)
 
 
-@pytest.mark.parametrize(("available", "free"), [(3_000_000_000, " of 3.00 GB free"), (None, "")])
-def test_the_line_about_memory(available, free, monkeypatch):
+@pytest.mark.parametrize(("available", "free"), [(3_000_000_000, ", of 3.00 GB free"), (None, "")])
+def test_the_line_about_memory_tells_each_part(available, free, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: available)
-    line = memory.require_memory("replay", 2_000_000_000, jax.devices()[0], "take less")
-    assert line == f"replay: 2.00 GB{free} on {jax.devices()[0]}"
+    parts = {"replay": 2_000_000_000, "network": 50_000_000}
+    line = memory.require_memory(parts, jax.devices()[0], "take less")
+    assert line == f"memory: replay 2.00 GB, network 0.05 GB{free} on {jax.devices()[0]}"
+    parts["network"] = 1_100_000_000
+    if available:
+        with pytest.raises(harness.UserError, match=r"they need 3.10 GB on .*, and 3.00 GB are free there; take less"):
+            memory.require_memory(parts, jax.devices()[0], "take less")
 
 
 def test_the_bytes_of_a_tree_and_of_its_shapes():

@@ -187,9 +187,9 @@ def test_a_run_whose_seeds_all_diverge_ends(tmp_path, monkeypatch):
 
 
 def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):
-    def none_left(what, needed, device, remedy):
-        assert needed > 100_000  # the replays of two seeds have 60,000 bytes
-        raise harness.UserError(f"{what}: nothing is free")
+    def none_left(parts, device, remedy):
+        assert parts["replay"] > 60_000 and parts["networks and optimizers"] > 1_000  # of two seeds
+        raise harness.UserError("nothing is free")
 
     monkeypatch.setattr(sequential_atari, "require_memory", none_left)
     made = InJax.init
