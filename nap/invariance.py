@@ -18,7 +18,7 @@ from nap import paths
 from nap.checks import check_choice
 from nap.paths import PyTree
 from nap.projection import Affine, RoleSpec
-from nap.roles import OUTPUT_AFFINE, Role, affine_groups, nearest, weight_groups
+from nap.roles import OUTPUT_AFFINE, Role, affine_groups, weight_groups
 from nap.roles import roles as find_roles
 from nap.tables import format_table
 
@@ -76,7 +76,7 @@ class Audit:
         """The row of one parameter; KeyError with the nearest path where there is none."""
         by_path = {row.path: row for row in self.rows}
         if path not in by_path:
-            raise KeyError(f"no parameter {path!r}{nearest(path, list(by_path))}")
+            raise KeyError(f"no parameter {path!r}{paths.nearest(path, list(by_path))}")
         return by_path[path]
 
     def __iter__(self) -> Iterator[AuditRow]:

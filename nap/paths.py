@@ -6,6 +6,7 @@ Flax NNX `State`, Linen dictionaries, Equinox modules, tuples and dataclasses al
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,6 +82,12 @@ def replace(tree: PyTree, new: dict[str, Any]) -> PyTree:
 def map_leaves(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     """The same tree with every leaf replaced by `function(path, leaf)`."""
     return replace(tree, {path: function(path, leaf) for path, leaf in leaves(tree).items()})
+
+
+def nearest(path: str, known: list[str]) -> str:
+    """The end of a message: which path comes nearest; "" where there is none."""
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    return f"; the nearest path is {close[0]!r}" if close else ""
 
 
 def is_stand_in(params: PyTree) -> bool:

@@ -57,8 +57,8 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
       roles: see `nap.roles`; a weight is hidden if its role is `Role.HIDDEN`. With a noise weight (`Role.NOISE`) beside
         it, as in a noisy layer, the two have one joint norm.
       axes: the axes of one layer's weight whose entries have norms of their own; `axes=-1` gives one norm for each
-        output unit of a Flax kernel. None: one norm for the whole tensor. Stacked leading axes always keep norms of
-        their own.
+        output unit of a Flax kernel (but of attention's queries, keys and values, whose units have two axes). None: one
+        norm for the whole tensor. Stacked leading axes always keep norms of their own.
 
     Returns:
       Norms by path ("layer/kernel+layer/noise" for a joint one), float32 at least: scalars, or, where axes are kept,

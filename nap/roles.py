@@ -15,10 +15,11 @@ Where that leaves no output layer, `roles` refuses and says what to name rather 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import fnmatch
 import functools
+import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -67,6 +68,8 @@ class LeafRole:
       shape: the array's shape (empty for what is not an array).
       stacked: how many leading axes only stack layers or ensemble members; norms are never taken over them.
       why: what decided the role, in words.
+      unit_axes: the axes that number a weight's units: the last one; in a `weight` of PyTorch's layout the first; in
+        the kernel of attention's queries, keys or values the last two, heads and features.
     """
 
     path: str
@@ -74,6 +77,7 @@ class LeafRole:
     shape: tuple[int, ...]
     stacked: int
     why: str
+    unit_axes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Roles:
     def __getitem__(self, path: str) -> LeafRole:
         """The row of one leaf; KeyError with the nearest path where there is none."""
         if path not in self._by_path:
-            raise KeyError(f"no parameter {path!r}{nearest(path, list(self._by_path))}")
+            raise KeyError(f"no parameter {path!r}{paths.nearest(path, list(self._by_path))}")
         return self._by_path[path]
 
     @functools.cached_property
@@ -141,7 +145,7 @@ def roles(
         raise ValueError(f"{joined[0]!r} has a '+' in its name, which joins paths here: rename it")
     given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
     depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
-    nodes = [_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries]
+    nodes = _with_attention([_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries])
     declared = paths.metadata(params, "role")
     decided: dict[str, tuple[Role, str]] = {}
     for node in nodes:
@@ -155,7 +159,14 @@ def roles(
             decided[node.path] = kind
     _decide_weights(nodes, decided)
     _decide_output_norms(nodes, decided, fixed=given.keys() | declared.keys())
-    return Roles(tuple(LeafRole(n.path, decided[n.path][0], n.shape, n.stacked, decided[n.path][1]) for n in nodes))
+    rows = [(n.path, decided[n.path][0], n.shape, n.stacked, decided[n.path][1], n.unit_axes) for n in nodes]
+    return Roles(tuple(itertools.starmap(LeafRole, rows)))
+
+
+def attention_kernels(params: PyTree) -> list[str]:
+    """The paths of kernels with an axis of attention's heads."""
+    nodes = _with_attention([_Node.of(keys, leaf, 0) for keys, leaf in paths.keys_and_leaves(params)])
+    return [node.path for node in nodes if node.heads is not None]
 
 
 def weight_groups(roles: Roles) -> list[tuple[str, ...]]:
@@ -196,6 +207,7 @@ class _Node:
     is_array: bool
     shape: tuple[int, ...]
     stacked: int
+    heads: int | None = None  # the axis of attention's heads, within `inner`
 
     @staticmethod
     def of(keys: tuple[Key, ...], leaf: Any, stacked: int) -> _Node:
@@ -220,7 +232,41 @@ class _Node:
         """Features in and out. PyTorch and Equinox call their weight `weight` and store it (out, in, ...)."""
         if self.name == "weight":
             return self.inner[1], self.inner[0]
+        if self.heads is not None:
+            inputs = 1 if self.heads else 2
+            return math.prod(self.inner[:inputs]), math.prod(self.inner[inputs:])
         return self.inner[-2], self.inner[-1]
+
+    @property
+    def unit_axes(self) -> tuple[int, ...]:
+        """The axes of `shape` that number the units."""
+        if self.name == "weight":
+            return (self.stacked,)
+        rank = len(self.shape)
+        return (rank - 2, rank - 1) if self.heads else (rank - 1,)
+
+
+def _with_attention(nodes: list[_Node]) -> list[_Node]:
+    """The nodes, of which the kernels of attention know their axis of heads.
+
+    A kernel of rank 3 is one of these, as Flax has them, or a convolution's in one dimension. Attention has three of
+    [inputs, heads, features], in modules beside that of one of [heads, features, outputs]; keys and values may have
+    fewer heads than queries.
+    """
+    kernels = [node for node in nodes if node.name == "kernel" and len(node.inner) == 3]
+    heads = {}
+    for out in kernels:
+        beside = [
+            node
+            for node in kernels
+            if node is not out
+            and node.keys[:-2] == out.keys[:-2]
+            and node.inner[2] == out.inner[1]
+            and out.inner[0] % node.inner[1] == 0
+        ]
+        if len(beside) == 3 and any(node.inner[1] == out.inner[0] for node in beside):
+            heads |= {node.path: 1 for node in beside} | {out.path: 0}
+    return [dataclasses.replace(node, heads=heads.get(node.path)) for node in nodes]
 
 
 def _kind(node: _Node, nodes: list[_Node]) -> tuple[Role, str] | None:
@@ -246,10 +292,14 @@ def _decide_weights(nodes: list[_Node], decided: dict[str, tuple[Role, str]]) ->
     """Hidden or output: an output weight is one whose outputs no later layer takes in."""
     matrices = [n for n in nodes if n.is_array and len(n.inner) >= 2]
     tables = [n for n in matrices if decided.get(n.path, (None,))[0] is Role.EMBEDDING]
-    weights = [n for n in matrices if n not in tables]  # a table takes integers
+    biases = [n for n in matrices if decided.get(n.path, (None,))[0] is Role.BIAS]  # attention's have two axes
+    weights = [n for n in matrices if n not in (*tables, *biases)]  # a table takes integers
     norms = [n for n in nodes if decided.get(n.path, (None,))[0] in (Role.SCALE, Role.OUTPUT_SCALE)]
     undecided = [n for n in weights if n.path not in decided]
     for node in undecided:
+        if node.heads == 1:
+            decided[node.path] = Role.HIDDEN, "attention's queries, keys or values"
+            continue
         takers = [w for w in weights if w is not node and _feeds(node, w)]
         takers += [n for n in norms if n.inner[-1] == node.fan[1] and not _stands_before(n.keys, node.keys)]
         if takers:
@@ -285,7 +335,7 @@ def _feeds(node: _Node, other: _Node) -> bool:
     if _stands_before(other.keys, node.keys):
         return False
     out, into = node.fan[1], other.fan[0]
-    is_convolution = len(node.inner) >= 3
+    is_convolution = len(node.inner) >= 3 and node.heads is None
     if len(other.inner) >= 4:  # a 2-D convolution takes feature maps (grouped ones a part of them), not a dense layer's
         return is_convolution and out % into == 0
     return into == out or (is_convolution and len(other.inner) == 2 and into % out == 0)  # through a flatten
@@ -341,16 +391,10 @@ def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[st
     for pattern, value in patterns.items():
         hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
-            raise ValueError(f"no parameter matches {pattern!r}{nearest(pattern, names)}")
+            raise ValueError(f"no parameter matches {pattern!r}{paths.nearest(pattern, names)}")
         try:
             matched.update(dict.fromkeys(hits, kind(value)))
         except ValueError:
             known = ", ".join(repr(str(role)) for role in Role)
             raise ValueError(f"{pattern!r}: {value!r} is no role; the roles are {known}") from None
     return matched
-
-
-def nearest(path: str, known: list[str]) -> str:
-    """The end of a message: which path comes nearest; "" where there is none."""
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
-    return f"; the nearest path is {close[0]!r}" if close else ""

@@ -1,7 +1,8 @@
 """Regularizers: each adds the gradient of its penalty to the gradients, so it stands before the optimizer.
 
 A weight counts as a matrix with one row for each input and one column for each unit: a Flax kernel as it is, a
-convolution's kernel with height, width and inputs as rows, a PyTorch or Equinox `weight` transposed.
+convolution's kernel with height, width and inputs as rows, a PyTorch or Equinox `weight` transposed. In attention each
+feature of each head is a unit of the queries, keys and values, and an input of the output.
 """
 
 from __future__ import annotations
@@ -240,23 +241,18 @@ def with_roles(params: PyTree, roles: RoleSpec, *wanted: Role) -> list[LeafRole]
     return [leaf for leaf in resolve(params, roles) if leaf.role in wanted and leaf.path in leaves]
 
 
-def unit_axis(leaf: LeafRole) -> int:
-    """The axis of a weight with an entry for each unit: the last, or, in a `weight` of PyTorch's layout, the first."""
-    return leaf.stacked - len(leaf.shape) if leaf.path.rpartition("/")[2] == "weight" else -1
-
-
 def as_matrix(weight: Float[Array, "..."], leaf: LeafRole) -> Float[Array, "*stacked inputs units"]:
     """A weight, float32 at least, as matrices with a column for each unit; stacked axes stay in front."""
-    moved = jnp.moveaxis(wide(weight), unit_axis(leaf), -1)
-    return moved.reshape(*moved.shape[: leaf.stacked], -1, moved.shape[-1])
+    moved = _units_last(wide(weight), leaf)
+    return moved.reshape(*moved.shape[: leaf.stacked], -1, _units(leaf))
 
 
 def from_matrix(
     matrix: Float[Array, "*stacked inputs units"], weight: Float[Array, "..."], leaf: LeafRole
 ) -> Float[Array, "..."]:
     """The inverse of `as_matrix`, in the shape of `weight`."""
-    moved_shape = jnp.moveaxis(weight, unit_axis(leaf), -1).shape
-    return jnp.moveaxis(matrix.reshape(moved_shape), -1, unit_axis(leaf))
+    axes = range(-len(leaf.unit_axes), 0)
+    return jnp.moveaxis(matrix.reshape(_units_last(weight, leaf).shape), axes, leaf.unit_axes)
 
 
 def first_vectors(params: PyTree, weights: Sequence[LeafRole]) -> SpectralState:
@@ -295,7 +291,15 @@ def needed(params: PyTree | None, name: str) -> PyTree:
 
 
 def _vector_size(leaf: LeafRole) -> int:
-    return math.prod(leaf.shape[: leaf.stacked]) * leaf.shape[unit_axis(leaf)]
+    return math.prod(leaf.shape[: leaf.stacked]) * _units(leaf)
+
+
+def _units(leaf: LeafRole) -> int:
+    return math.prod(leaf.shape[axis] for axis in leaf.unit_axes)
+
+
+def _units_last(weight: Float[Array, "..."], leaf: LeafRole) -> Float[Array, "..."]:
+    return jnp.moveaxis(weight, leaf.unit_axes, range(-len(leaf.unit_axes), 0))
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[slice]:

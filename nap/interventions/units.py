@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from nap import paths
 from nap.paths import PyTree
+from nap.roles import attention_kernels
 
 Readers = Mapping[str, Sequence[str]]
 """For each hidden layer, the layers that take its activations in: {"hidden/0": ("hidden/1",), "hidden/1": ("output",)}.
@@ -40,13 +41,13 @@ def count_units(params: PyTree, readers: Readers, features: int = 1) -> dict[str
 
     Raises:
       ValueError: `readers` is empty, or names a layer whose kernel the parameters do not have, or whose kernel does not
-        take the layer's units in.
+        take the layer's units in, or which is a part of attention.
     """
     if not readers:
         raise ValueError("readers are empty, so there is no unit to recycle: pass network.readers, or name the layers")
     if paths.is_stand_in(params):
         return dict.fromkeys(readers, 0)
-    leaves = paths.leaves(params)
+    leaves, attention = paths.leaves(params), attention_kernels(params)
     units = {}
     for layer, reading in readers.items():
         if isinstance(reading, str):
@@ -54,7 +55,11 @@ def count_units(params: PyTree, readers: Readers, features: int = 1) -> dict[str
         for name in (layer, *reading):
             if f"{name}/kernel" not in leaves:
                 known = ", ".join(path.removesuffix("/kernel") for path in leaves if path.endswith("/kernel"))
-                raise ValueError(f"readers name the layer {name!r}, but there is no {name}/kernel (layers: {known})")
+                there = f"layers: {known}" if known else "no parameter is called kernel, as Flax's weights are"
+                raise ValueError(f"readers name the layer {name!r}, but there is no {name}/kernel ({there})")
+            if f"{name}/kernel" in attention:
+                of = "units of dense and convolutional layers can be recycled"
+                raise ValueError(f"readers name the layer {name!r}, which is a part of attention: {of}")
         units[layer] = leaves[f"{layer}/kernel"].shape[-1]
         for name in reading:
             inputs = leaves[f"{name}/kernel"].shape[-2]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nap import checks, paths
 from nap.interventions.rarely import rarely
-from nap.interventions.regularizers import SpectralState, first_vectors, follow_spectra, needed, unit_axis, with_roles
+from nap.interventions.regularizers import SpectralState, first_vectors, follow_spectra, needed, with_roles
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role
@@ -257,8 +257,7 @@ def fresh_leaves(init: Callable[[jax.Array], PyTree], key: jax.Array, params: Py
 
 def incoming_axes(leaf: LeafRole) -> tuple[int, ...]:
     """The axes of a weight over which one unit's incoming weights lie."""
-    unit = unit_axis(leaf) % len(leaf.shape)
-    return tuple(axis for axis in range(leaf.stacked, len(leaf.shape)) if axis != unit)
+    return tuple(axis for axis in range(leaf.stacked, len(leaf.shape)) if axis not in leaf.unit_axes)
 
 
 def _fan_in(leaf: LeafRole) -> int:

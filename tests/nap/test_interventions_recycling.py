@@ -234,6 +234,17 @@ def test_a_mistake_in_readers_gives_one_clear_line(wrap, readers, message):
     assert "\n" not in str(error.value)
 
 
+@EVERY_WRAPPER
+def test_units_that_can_not_be_found_are_told_of_in_one_line(wrap):
+    of_pytorch = {"a": {"weight": jnp.ones((4, 3))}, "output": {"weight": jnp.ones((2, 4))}}
+    with pytest.raises(ValueError, match=r"no a/kernel \(no parameter is called kernel, as Flax's weights are\)$"):
+        wrapped(wrap, {"a": ("output",)}).init(of_pytorch)
+    heads = {name: {"kernel": jnp.ones((4, 2, 3))} for name in "qkv"}
+    attention = {"a": {**heads, "o": {"kernel": jnp.ones((2, 3, 4))}}, "output": {"kernel": jnp.ones((4, 2))}}
+    with pytest.raises(ValueError, match=r"readers name the layer 'a/v', which is a part of attention: units of .*$"):
+        wrapped(wrap, {"a/v": ("a/o",)}).init(attention)
+
+
 @pytest.mark.parametrize(
     ("wrap", "options"),
     [

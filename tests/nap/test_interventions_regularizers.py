@@ -132,6 +132,17 @@ def test_parseval_rests_where_units_are_orthogonal():
     np.testing.assert_allclose(added(parseval(1.0), params)["hidden"]["kernel"], 0, atol=1e-5)
 
 
+def test_attention_has_a_column_for_each_feature_of_each_head():
+    kernels = {name: jax.random.normal(jax.random.key(i), (5, 2, 3)) for i, name in enumerate("qkv")}
+    params = {"a": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
+    params["a"]["o"] = {"kernel": jnp.ones((2, 3, 5))}
+    params["output"] = {"kernel": jnp.ones((5, 2))}
+    updates, _ = parseval(1.0).update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
+    flat = np.asarray(kernels["q"]).reshape(5, 6)
+    expected = 4 * flat @ (flat.T @ flat - 2 * np.eye(6))
+    np.testing.assert_allclose(updates["a"]["q"]["kernel"], expected.reshape(5, 2, 3), rtol=1e-4, atol=1e-4)
+
+
 def test_a_weight_of_pytorch_layout_has_a_row_for_each_unit():
     """Equinox stores (out, in): an orthogonal row for each unit of a layer with more inputs than units."""
     mlp = eqx.filter(eqx.nn.MLP(6, 2, 3, 2, key=jax.random.key(0)), eqx.is_inexact_array)

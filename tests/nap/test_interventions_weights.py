@@ -138,6 +138,27 @@ def test_clip_weights_knows_the_fan_in_of_filters_and_of_pytorch_layout():
     np.testing.assert_allclose(layer.bias, 1 / 3, rtol=1e-5)
 
 
+def attention(leaf):
+    """Eight inputs, two heads of three features, five outputs; `leaf(shape)` makes each kernel."""
+    of_heads = {name: {"kernel": leaf((8, 2, 3)), "bias": leaf((2, 3))} for name in ("query", "key", "value")}
+    return {"attention": {**of_heads, "out": {"kernel": leaf((2, 3, 5))}}, "output": {"kernel": leaf((5, 2))}}
+
+
+def test_a_unit_of_attention_is_a_feature_of_a_head():
+    params = attention(lambda shape: jnp.full(shape, 9.0))
+    clipped = paths.leaves(land(clip_weights(1.0), params, zeros(params))[0])
+    bounds = {"query/kernel": 8, "query/bias": 8, "key/kernel": 8, "value/kernel": 8, "out/kernel": 2 * 3}
+    for path, fan_in in bounds.items():
+        np.testing.assert_allclose(clipped[f"attention/{path}"], 1 / np.sqrt(fan_in), rtol=1e-5)
+    params = attention(lambda shape: jax.random.normal(KEY, shape))
+    projected = land(project_units(2.0), params, zeros(params))[0]["attention"]
+    np.testing.assert_allclose(np.linalg.norm(projected["query"]["kernel"], axis=0), np.full((2, 3), 2.0), rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(projected["out"]["kernel"], axis=(0, 1)), np.full(5, 2.0), rtol=1e-5)
+    normalized, _ = land(spectral_normalization(), params, zeros(params))
+    query = np.asarray(normalized["attention"]["query"]["kernel"]).reshape(8, 6)
+    assert np.linalg.norm(query, 2) == pytest.approx(1, rel=1e-2)
+
+
 def test_spectral_normalization_holds_the_largest_singular_value():
     params = PLAIN.init(KEY)
     transformation = spectral_normalization(0.7)

@@ -95,6 +95,40 @@ def test_a_layernorm_whose_path_has_no_norm_in_it():
     assert (roles["layers/0/weight"], roles["layers/2/weight"]) == (HIDDEN, OUTPUT)
 
 
+class Attending(nnx.Module):
+    """Three heads of four features, and three outputs, between layers of plain Flax."""
+
+    def __init__(self, *, bias, rngs):
+        self.embed = nnx.Linear(5, 12, use_bias=False, rngs=rngs)
+        self.norm = nnx.LayerNorm(12, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(3, 12, use_bias=bias, normalize_qk=True, decode=False, rngs=rngs)
+        self.output = nnx.Linear(12, 3, rngs=rngs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_of_plain_flax(bias):
+    params = nnx.state(Attending(bias=bias, rngs=nnx.Rngs(0)), nnx.Param)
+    found = nap.roles(params)
+    kernels = {leaf.path: leaf for leaf in found if leaf.path.endswith("kernel")}
+    assert {path for path, leaf in kernels.items() if leaf.role is not HIDDEN} == {"output/kernel"}
+    assert found["norm/scale"].role is Role.SCALE  # attention reads it, not the output alone
+    of_heads = [f"attention/{name}/kernel" for name in ("key", "query", "value")]
+    assert {path: leaf.unit_axes for path, leaf in kernels.items()} == {
+        "embed/kernel": (1,), "attention/out/kernel": (2,), "output/kernel": (1,), **dict.fromkeys(of_heads, (1, 2))
+    }  # fmt: skip
+    stacked = nap.roles(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params), stacked={"*": 1})
+    assert [stacked[path].unit_axes for path in (*of_heads, "attention/out/kernel")] == [(2, 3)] * 3 + [(3,)]
+
+
+def test_keys_may_have_fewer_heads_and_convolutions_in_one_dimension_have_none():
+    grouped = nested(a__q__kernel=(8, 4, 2), a__k__kernel=(8, 2, 2), a__v__kernel=(8, 2, 2), a__o__kernel=(4, 2, 8))
+    found = nap.roles(grouped | nested(output__kernel=(8, 3)))
+    assert [found[f"a/{name}/kernel"].unit_axes for name in "qkvo"] == [(1, 2)] * 3 + [(2,)]
+    assert found.paths(HIDDEN) == [f"a/{name}/kernel" for name in "koqv"]
+    chain = nested(c__0__kernel=(3, 3, 8), c__1__kernel=(3, 8, 8), c__2__kernel=(3, 8, 8), output__kernel=(8, 2))
+    assert {leaf.unit_axes for leaf in nap.roles(chain) if len(leaf.shape) == 3} == {(2,)}
+
+
 def test_several_heads_are_all_outputs():
     params = nested(torso__kernel=(8, 16), value__kernel=(16, 1), advantage__kernel=(16, 6))
     assert of(params) == {"torso/kernel": HIDDEN, "value/kernel": OUTPUT, "advantage/kernel": OUTPUT}
