@@ -1,11 +1,13 @@
 """Which schedule for which budget? REX and five others, from 1 to 100 % of the updates of a whole run.
 
-A small network learns to classify, with momentum and with Adam. Every schedule fills every budget, at its own best peak
-out of a grid of learning rates; schedules are ranked by the test error after the last update. (After REX, Chen et al.,
-arXiv 2107.04197, whose claim is that it is as good as the best of the others at every budget.)
+A small network learns to classify images, or to tell the next byte of a text (`--preset text`), with momentum and with
+Adam. Every schedule fills every budget, at its own best peak out of a grid of learning rates; schedules are ranked by
+the test error after the last update, of text by the test loss. (After REX, Chen et al., arXiv 2107.04197, whose claim
+is that it is as good as the best of the others at every budget. The other claim, that it is better to read a profile at
+every update than a few times a run, is what `--readings` is for.)
 
-The peak is chosen by the very test error that is ranked, of all seeds, as papers that tune do; all schedules gain from
-that alike, and the intervals repeat the choice.
+The peak is chosen by the very score that is ranked, of all seeds, as papers that tune do; all schedules gain from that
+alike, and the intervals of ranks repeat the choice.
 """
 
 from __future__ import annotations
@@ -14,26 +16,24 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import optax
 import tyro
 from jaxtyping import Float
 
-from envs.datasets import Dataset
 from experiments import harness
 from experiments.harness.claims import Claim, above, claims_table
 from experiments.harness.classifier import (
     SCORES,
     FiveSeeds,
-    Method,
     Optimizer,
-    Problem,
     make_training,
     parse_study,
     scores_over_seeds,
 )
+from experiments.harness.problems import TEXT, Method, Problem, Task
 from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import RESAMPLES, Interval, paired_difference
@@ -45,22 +45,47 @@ from nap.tables import format_table
 NAME = "schedule-budgets"
 OPTIMIZERS: tuple[Optimizer, ...] = ("momentum", "adam")
 RATES = {"momentum": (0.01, 0.03, 0.1, 0.3, 1.0), "adam": (1e-3, 3e-3, 1e-2, 3e-2, 0.1)}
-SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "rex": schedules.rex,
-    "linear": schedules.linear,
-    "cosine": schedules.cosine,
-    "step": schedules.step,
-    "one-cycle": schedules.one_cycle,
-    "exponential": lambda peak, steps: schedules.follow(peak, steps, profiles.exponential(0.01)),
+PROFILES = {
+    "rex": profiles.rex(),
+    "linear": profiles.linear(),
+    "cosine": profiles.cosine(),
+    "one-cycle": profiles.one_cycle(),
+    "exponential": profiles.exponential(0.01),
 }
+SCHEDULES = (*PROFILES, "step")
 LOW = 0.1
 """The share of the updates up to which a budget is a low one."""
 _SAME = 1e-7  # errors are shares of some thousand images at most, in float32: what is nearer than this is equal
 
 
+class Ranked(NamedTuple):
+    """What schedules are ranked by.
+
+    Attributes:
+        score: its name, one of SCORES.
+        words: what it is called, with its unit.
+        times: what it is multiplied by, to be in that unit.
+        digits: behind the point.
+    """
+
+    score: str
+    words: str
+    times: float
+    digits: int
+
+
+RANKED = {
+    "images": Ranked("test_error", "test error [%]", 100, 1),
+    "text": Ranked("test_loss", "test loss [nats a byte]", 1, 3),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All budgets and schedules with one optimizer, all seeds. A command runs both optimizers."""
+    """All budgets and schedules with one optimizer, all seeds. A command runs both optimizers.
+
+    With `readings` the schedules are the profiles, read so rarely; a command runs them besides.
+    """
 
     optimizer: Annotated[Optimizer, tyro.conf.Suppress] = "momentum"
     """momentum (0.9) or adam."""
@@ -71,6 +96,8 @@ class Config:
     """Updates of the whole run, 100 %."""
     budgets: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     """The budgets, as shares of the updates."""
+    readings: int = 0
+    """Besides, read each profile only so many times a run, at equal distances; 0: no."""
     rates: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
     """The peaks that are tried."""
     seed: int = 0
@@ -82,6 +109,26 @@ class Config:
     def lengths(self) -> tuple[int, ...]:
         """Updates of each budget."""
         return tuple(round(share * self.updates) for share in self.budgets)
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """What fills each budget."""
+        return tuple(PROFILES) if self.readings else SCHEDULES
+
+    @property
+    def ranked(self) -> Ranked:
+        """What schedules are ranked by."""
+        return RANKED[self.problem.task]
+
+
+PRESETS = {"default": Config(), "text": Config(problem=TEXT, updates=500)}
+
+
+def schedule_of(name: str, peak: float, steps: int, readings: int = 0) -> optax.Schedule:
+    """A schedule by its name, its profile read at every update or so many times a run."""
+    if name == "step":
+        return schedules.step(peak, steps)
+    return schedules.follow(peak, steps, PROFILES[name], readings=readings or None)
 
 
 def main(argv: list[str]) -> int:
@@ -126,15 +173,17 @@ def rank_intervals(
 def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
-    configs, options, dataset = _parse(argv)
-    scores = [_run(config, options, dataset)["scores"] for config in configs]
+    configs, options, task = _parse(argv)
+    scores = [_run(config, options, task)["scores"] for config in configs]
     print(f"{configs[0].problem.data}, {configs[0].method}\n\n{tables(configs, scores)}\n")
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Dataset]:
-    """The configuration of each optimizer, the other options and the data."""
-    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
+def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Task]:
+    """The configuration of each optimizer, then of each with rare readings; the other options and the task."""
+    config, options, task = parse_study(
+        Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds, presets=PRESETS
+    )
     if config.updates < 1:
         raise harness.UserError(f"--updates {config.updates}: it must be at least 1")
     least = 1 / config.updates
@@ -142,38 +191,46 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Dataset]:
         raise harness.UserError(
             f"--budgets {' '.join(map(str, config.budgets))}: shares of the updates, of at least one ({least:.2g}) to 1"
         )
-    return [dataclasses.replace(config, optimizer=one, rates=RATES[one]) for one in OPTIMIZERS], options, dataset
+    if not 0 <= config.readings <= config.updates:
+        raise harness.UserError(f"--readings {config.readings}: from 1 to the {config.updates} updates, or 0 for none")
+    both = [
+        dataclasses.replace(config, optimizer=one, rates=RATES[one], readings=readings)
+        for readings in dict.fromkeys((0, config.readings))
+        for one in OPTIMIZERS
+    ]
+    return both, options, task
 
 
 def _label(config: Config) -> str:
     seeds = seeds_label(config.seed, config.seeds)
-    return f"{config.optimizer}-{config.method}-{seeds}"
+    read = f"-read{config.readings}" if config.readings else ""
+    return f"{config.optimizer}-{config.method}{read}-{seeds}"
 
 
-def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
+def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
     """All budgets with one optimizer."""
-    train = functools.partial(_train, config, dataset)
-    return trace_of(NAME, config, options, train, label=_label(config), stages=len(config.budgets) * len(SCHEDULES))
+    stages = len(config.budgets) * len(config.schedules)
+    return trace_of(NAME, config, options, functools.partial(_train, config, task), label=_label(config), stages=stages)
 
 
-def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
+def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """One budget after another, in each one schedule after another; all rates and seeds of these side by side."""
     seeds = range(config.seed, config.seed + config.seeds)
-    shape = (len(SCHEDULES), len(config.budgets), len(config.rates), config.seeds, len(SCORES))
+    shape = (len(config.schedules), len(config.budgets), len(config.rates), config.seeds, len(SCORES))
     scores = np.full(shape, np.nan, np.float32)
 
     @functools.cache
     def training(updates: int) -> Callable[[np.ndarray], np.ndarray]:
-        train = make_training(config.problem, dataset, config.method, config.optimizer, updates)
-        return scores_over_seeds(train, dataset, len(config.rates), seeds)
+        train = make_training(config.problem, task, config.method, config.optimizer, updates)
+        return scores_over_seeds(train, task, len(config.rates), seeds)
 
     def stage(budget: int, which: int) -> None:
-        updates, schedule = config.lengths[budget], list(SCHEDULES)[which]
-        rates = np.stack([SCHEDULES[schedule](rate, updates)(np.arange(updates)) for rate in config.rates])
-        scores[which, budget] = training(updates)(rates)
+        updates, schedule = config.lengths[budget], config.schedules[which]
+        followed = [schedule_of(schedule, rate, updates, config.readings) for rate in config.rates]
+        scores[which, budget] = training(updates)(np.stack([one(np.arange(updates)) for one in followed]))
         _record(config, opened, schedule, budget, scores[which, budget])
 
-    cells = itertools.product(range(len(config.budgets)), range(len(SCHEDULES)))
+    cells = itertools.product(range(len(config.budgets)), range(len(config.schedules)))
     run_stages(opened, {"scores": scores}, [functools.partial(stage, *cell) for cell in cells])
     opened.finish(_summary(config, scores))
 
@@ -190,38 +247,39 @@ def _record(
 
 def _summary(config: Config, scores: np.ndarray) -> dict[str, float]:
     """Of each schedule: its rank, averaged over the budgets, and its error in each at the best rate."""
-    errors = scores[..., SCORES.index("test_error")]
+    errors = _errors(config, scores)
     ranks, best = mean_ranks(errors[None]), errors.mean(axis=-1).min(axis=-1)
     named: dict[str, float] = {"seeds": config.seeds}
-    for i, schedule in enumerate(SCHEDULES):
+    for i, schedule in enumerate(config.schedules):
         named[f"rank/{schedule}"] = float(ranks[i].mean())
         named |= {
-            f"test_error/{schedule}/{budget:g}": float(error)
+            f"{config.ranked.score}/{schedule}/{budget:g}": float(error)
             for budget, error in zip(config.budgets, best[i], strict=True)
         }
     return named
 
 
+def _errors(config: Config, scores: np.ndarray) -> np.ndarray:
+    """What is ranked, [schedules, budgets, rates, seeds]; infinite where the loss is none any more."""
+    errors = scores[..., SCORES.index(config.ranked.score)]
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
 def tables(configs: Sequence[Config], scores: Sequence[np.ndarray]) -> str:
-    """What came out: errors by optimizer, ranks, and how that compares with what must appear.
+    """What came out: errors by optimizer, ranks, rare readings, and how that compares with what must appear.
 
     Args:
-        configs: of each optimizer.
-        scores: of each optimizer, [schedules, budgets, rates, seeds, scores].
+        configs: of each optimizer, and then of each with rare readings, if there are any.
+        scores: of each of them, [schedules, budgets, rates, seeds, scores].
     """
-    budgets = configs[0].budgets
-    errors = np.stack(scores)[..., SCORES.index("test_error")]
-    header = ["schedule", *(f"{100 * budget:g} %" for budget in budgets)]
-    parts = []
-    for config, of_optimizer in zip(configs, errors, strict=True):
-        means = of_optimizer.mean(axis=-1)
-        best, chosen = means.min(axis=-1), means.argmin(axis=-1)
-        rows = [
-            [name, *(f"{best[i, j]:.1%} ({config.rates[chosen[i, j]]:g})" for j in range(len(budgets)))]
-            for i, name in enumerate(SCHEDULES)
-        ]
-        words = f"{config.optimizer}: test error after each budget, means over {config.seeds} seeds (best peak).\n"
-        parts.append(words + format_table(header, rows, right=range(1, len(header))))
+    config, ranked = configs[0], configs[0].ranked
+    by_readings = {
+        readings: np.stack([_errors(*of) for of in zip(configs, scores, strict=True) if of[0].readings == readings])
+        for readings in dict.fromkeys(of.readings for of in configs)
+    }
+    errors = by_readings.pop(0)
+    header = ["schedule", *(f"{100 * budget:g} %" for budget in config.budgets)]
+    parts = [_error_table(header, *of) for of in zip(configs, errors, strict=False)]
     averages, ranks = rank_intervals(errors)
     rows = [
         [name, *(f"{rank:.2f}" for rank in ranks[i]), f"{averages[i].value:.2f}", _interval(averages[i])]
@@ -230,26 +288,64 @@ def tables(configs: Sequence[Config], scores: Sequence[np.ndarray]) -> str:
     columns = [*header, "average", "95 % interval"]
     words = "Mean rank over the optimizers, 1 is best.\n"
     parts.append(words + format_table(columns, rows, right=range(1, len(columns))))
-    parts.append(claims_table(_claims(budgets, errors, averages), configs[0].seeds))
+    claims = _claims(config, errors, averages)
+    for readings, of_rare in by_readings.items():
+        lost = {name: _lost(ranked, errors[:, i], of_rare[:, i]) for i, name in enumerate(PROFILES)}
+        rows = [[name, *(f"{loss:+.{ranked.digits + 1}f}" for loss in of[0])] for name, of in lost.items()]
+        words = f"{ranked.words} that a profile loses if it is read {readings} times a run, over the optimizers.\n"
+        parts.append(words + format_table(header, rows, right=range(1, len(header))))
+        must = f"{ranked.words} lost by {readings} readings a run, above 0"
+        claims += [above(f"{name}: {must}", gain) for name, (_, gain) in lost.items()]
+    parts.append(claims_table(claims, config.seeds))
     return "\n\n".join(parts)
 
 
-def _claims(budgets: Sequence[float], errors: np.ndarray, averages: Sequence[Interval]) -> list[Claim]:
+def _error_table(
+    header: Sequence[str], config: Config, errors: Float[np.ndarray, "schedules budgets rates seeds"]
+) -> str:
+    """Of an optimizer: the errors at the best rates, and these."""
+    means, ranked = errors.mean(axis=-1), config.ranked
+    best, chosen = ranked.times * means.min(axis=-1), np.array(config.rates)[means.argmin(axis=-1)]
+    rows = [
+        [name, *(f"{of:.{ranked.digits}f} ({rate:g})" for of, rate in zip(best[i], chosen[i], strict=True))]
+        for i, name in enumerate(SCHEDULES)
+    ]
+    words = f"{config.optimizer}: {ranked.words} after each budget, means over {config.seeds} seeds (best peak).\n"
+    return words + format_table(header, rows, right=range(1, len(header)))
+
+
+def _claims(config: Config, errors: np.ndarray, averages: Sequence[Interval]) -> list[Claim]:
     place = 1 + sum(other.value < averages[0].value for other in averages)
     claims = [Claim("rex: best or second mean rank", f"place {place}", "yes" if place <= 2 else "no")]
-    low = [i for i, budget in enumerate(budgets) if budget <= LOW]
+    low = [i for i, budget in enumerate(config.budgets) if budget <= LOW]
     if low:
-        rex, linear = (_points_by_seed(errors[:, list(SCHEDULES).index(name)][:, low]) for name in ("rex", "linear"))
-        gain = paired_difference(linear, rex)
-        claims.append(above(f"budgets up to {LOW:.0%}: test error [points], linear - rex at least 0", gain))
+        rex, linear = (errors[:, SCHEDULES.index(name)][:, low] for name in ("rex", "linear"))
+        gain = paired_difference(_by_seed(config.ranked, linear), _by_seed(config.ranked, rex))
+        claims.append(above(f"budgets up to {LOW:.0%}: {config.ranked.words}, linear - rex at least 0", gain))
     return claims
 
 
-def _points_by_seed(errors: Float[np.ndarray, "settings budgets rates seeds"]) -> dict[int, float]:
-    """Each seed's error at the best rates, in percentage points, averaged over settings and budgets."""
+def _lost(ranked: Ranked, always: np.ndarray, rarely: np.ndarray) -> tuple[np.ndarray, Interval]:
+    """What rare readings cost a profile: in each budget, and on average over them, paired by seed.
+
+    Args:
+        ranked: what it costs.
+        always: of the profile read at every update, [settings, budgets, rates, seeds].
+        rarely: of the profile read rarely, likewise.
+    """
+    each = ranked.times * (_at_best(rarely) - _at_best(always)).mean(axis=(0, 2))
+    return each, paired_difference(_by_seed(ranked, rarely), _by_seed(ranked, always))
+
+
+def _by_seed(ranked: Ranked, errors: Float[np.ndarray, "settings budgets rates seeds"]) -> dict[int, float]:
+    """Each seed's error at the best rates, averaged over settings and budgets."""
+    return {i: ranked.times * float(error) for i, error in enumerate(_at_best(errors).mean(axis=(0, 1)))}
+
+
+def _at_best(errors: Float[np.ndarray, "settings budgets rates seeds"]) -> Float[np.ndarray, "settings budgets seeds"]:
+    """Errors at the rate that is best for the seeds together."""
     chosen = errors.mean(axis=-1).argmin(axis=-1)[..., None, None]
-    of_seeds = np.take_along_axis(errors, chosen, axis=-2).mean(axis=(0, 1, 2))
-    return {i: 100 * float(error) for i, error in enumerate(of_seeds)}
+    return np.take_along_axis(errors, chosen, axis=-2)[..., 0, :]
 
 
 def _interval(interval: Interval) -> str:

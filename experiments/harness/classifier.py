@@ -1,4 +1,4 @@
-"""Small classifiers trained by written schedules: one learning rate an update, many runs and seeds side by side.
+"""Small classifiers, of images or of next bytes, trained by written schedules: many runs and seeds side by side.
 
 What the studies of schedules share. A whole training run is one call of a compiled function, seconds at most; what they
 resume at is the end of such a call.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,35 +18,17 @@ import optax
 from jaxtyping import Float
 
 import nap
-from envs.datasets import Dataset, default_name, load
 from experiments.harness.command_line import RunOptions, parse_command
 from experiments.harness.errors import UserError
+from experiments.harness.problems import Data, Method, Problem, Task, load_problem
 from experiments.harness.seeds import Seeds
 from nap import diagnostics
-from nap.networks import MLP, as_functions
 
 PyTree = Any
-Method = Literal["none", "layernorm", "nap"]
 Optimizer = Literal["sgd", "momentum", "adam"]
 
 STEPS = {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}
 SCORES = ("train_loss", "test_loss", "test_error")
-MOST_SCORED = 10_000
-"""Training and test images that losses are measured on; all of them where there are fewer."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is learned, and by which network; the studies of schedules share it."""
-
-    data: str = ""
-    """fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file; "" for what is on the machine."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    batch_size: int = 50
-    """Images in an update."""
-    label_noise: float = 0.0
-    """How likely a label is replaced by a random one, anew whenever it is seen; losses are expectations over it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +37,6 @@ class FiveSeeds(RunOptions):
 
     seeds: int = 5
     """How many seeds to run: --seed, --seed + 1, ..."""
-
-
-class Data(NamedTuple):
-    """Images [n, height, width, channels] (uint8) and labels [n] on the device."""
-
-    x: jax.Array
-    y: jax.Array
-    test_x: jax.Array
-    test_y: jax.Array
 
 
 class Own(NamedTuple):
@@ -81,7 +53,7 @@ class Trained(NamedTuple):
         scores: one number for each of SCORES, after the last update.
         trace: [updates] each, by name: of the whole gradient `gradient_l2` and `gradient_l1`, of that of the hidden
             weights `hidden_gradient_l2` and `hidden_gradient_l1`, and `weight_norm` of all hidden weights together,
-            before the update; their effective learning rate `elr`.
+            before the update; their effective learning rate `elr`. The last four only where there are hidden weights.
     """
 
     scores: dict[str, jax.Array]
@@ -89,54 +61,40 @@ class Trained(NamedTuple):
 
 
 def parse_study(
-    config_type: type, argv: Sequence[str], *, name: str, description: str | None, options_type: type[RunOptions]
-) -> tuple[Any, Any, Dataset]:
-    """As `parse_command`; the configuration has its `problem` and `seeds` filled in, and the data come third."""
-    config, options = parse_command(config_type, argv, name=name, description=description, options_type=options_type)
+    config_type: type,
+    argv: Sequence[str],
+    *,
+    name: str,
+    description: str | None,
+    options_type: type[RunOptions],
+    presets: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any, Task]:
+    """As `parse_command`; the configuration has its `problem` and `seeds` filled in, and the task comes third."""
+    config, options = parse_command(
+        config_type, argv, name=name, description=description, options_type=options_type, presets=presets
+    )
     if config.seed < 0:
         raise UserError(f"--seed {config.seed}: it must be at least 0")
-    problem, dataset = load_problem(config.problem)
-    return dataclasses.replace(config, problem=problem, seeds=options.seeds), options, dataset
-
-
-def load_problem(problem: Problem) -> tuple[Problem, Dataset]:
-    """The problem with its data named, and the data.
-
-    Raises:
-        UserError: the data are not there, or a value makes no sense.
-    """
-    problem = dataclasses.replace(problem, data=problem.data or default_name())
-    if not problem.hidden or min(problem.hidden) < 1:
-        raise UserError(f"--hidden {' '.join(map(str, problem.hidden))}: widths of 1 or more, at least one")
-    if not 0 <= problem.label_noise < 1:
-        raise UserError(f"--label-noise {problem.label_noise:g}: it must be at least 0 and below 1")
-    try:
-        dataset = load(problem.data)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if not 1 <= problem.batch_size <= len(dataset.labels):
-        raise UserError(
-            f"--batch-size {problem.batch_size}: from 1 to the {len(dataset.labels)} training images of {problem.data}"
-        )
-    return problem, dataset
+    if not config.problem.hidden and config.method != "none":
+        raise UserError(f"--method {config.method}: without a hidden layer there is nothing to normalize")
+    problem, task = load_problem(config.problem)
+    return dataclasses.replace(config, problem=problem, seeds=options.seeds), options, task
 
 
 def make_training(
-    problem: Problem, dataset: Dataset, method: Method, optimizer: Optimizer, updates: int
+    problem: Problem, task: Task, method: Method, optimizer: Optimizer, updates: int
 ) -> Callable[[Data, Own], Trained]:
     """The function that trains one network, from a seed's key and a learning rate for every update.
 
     The same key gives the same initial weights and the same batches, whatever the method, the optimizer and the rates;
     runs of another length begin with the same batches.
     """
-    inputs, classes = math.prod(dataset.images.shape[1:]), dataset.classes
-    norm = "none" if method == "none" else "layer"
-    network = as_functions(lambda rngs: MLP(inputs, problem.hidden, classes, norm=norm, rngs=rngs))
-    per_epoch = len(dataset.labels) // problem.batch_size
+    network, classes, scored = task.network(method), task.classes, task.scored
+    per_epoch = len(task.data.y) // problem.batch_size
     noise = problem.label_noise
 
     def losses(params: PyTree, x: jax.Array, y: jax.Array, noise: float) -> tuple[jax.Array, jax.Array]:
-        outputs = network.apply(params, x.astype(jnp.float32) / 255)
+        outputs = network.apply(params, task.prepared(x))
         targets = optax.smooth_labels(jax.nn.one_hot(y, classes), noise)
         return jnp.mean(optax.softmax_cross_entropy(outputs, targets)), jnp.mean(jnp.argmax(outputs, axis=-1) != y)
 
@@ -161,21 +119,21 @@ def make_training(
 
         params = network.init(network_key)
         (params, _), trace = jax.lax.scan(update, (params, transform.init(params)), jnp.arange(updates))
-        train_loss, _ = losses(params, data.x[:MOST_SCORED], data.y[:MOST_SCORED], noise)
-        test_loss, test_error = losses(params, data.test_x[:MOST_SCORED], data.test_y[:MOST_SCORED], noise)
+        train_loss, _ = losses(params, data.x[:scored], data.y[:scored], noise)
+        test_loss, test_error = losses(params, data.test_x[:scored], data.test_y[:scored], noise)
         return Trained(dict(zip(SCORES, (train_loss, test_loss, test_error), strict=True)), trace)
 
     return train
 
 
 def over_seeds(
-    function: Callable[[Data, Own], PyTree], dataset: Dataset, runs: int, seeds: range
+    function: Callable[[Data, Own], PyTree], task: Task, runs: int, seeds: range
 ) -> Callable[[np.ndarray], PyTree]:
     """Some training runs for every seed, divided among the devices.
 
     Args:
         function: what `make_training` returned, or a function of one run that is made from it.
-        dataset: the data.
+        task: whose data they are.
         runs: how many runs a seed has.
         seeds: the seeds.
 
@@ -187,8 +145,7 @@ def over_seeds(
     sharing = Seeds(count)
     padded = np.minimum(np.arange(sharing.padded), count - 1)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])[padded % len(seeds)]
-    arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-    data = sharing.shared(Data(*map(jnp.asarray, arrays)))
+    data = sharing.shared(Data(*map(jnp.asarray, task.data)))
     compiled: list[Callable[..., PyTree]] = []
 
     def train(rates: np.ndarray) -> PyTree:
@@ -203,10 +160,10 @@ def over_seeds(
 
 
 def scores_over_seeds(
-    training: Callable[[Data, Own], Trained], dataset: Dataset, runs: int, seeds: range
+    training: Callable[[Data, Own], Trained], task: Task, runs: int, seeds: range
 ) -> Callable[[np.ndarray], Float[np.ndarray, "runs seeds scores"]]:
     """As `over_seeds`, of a function that `make_training` returned, but of the scores alone: one array."""
-    train = over_seeds(lambda data, own: training(data, own).scores, dataset, runs, seeds)
+    train = over_seeds(lambda data, own: training(data, own).scores, task, runs, seeds)
     return lambda rates: np.stack([*map(train(rates).get, SCORES)], axis=-1)
 
 
@@ -227,10 +184,15 @@ def _measured(gradients: PyTree, steps: PyTree, params: PyTree) -> dict[str, jax
     def l2(values: Iterable[jax.Array]) -> jax.Array:
         return jnp.linalg.norm(jnp.stack(list(values)))
 
-    weight_norm = l2(hidden.values())
-    return {
+    whole = {
         "gradient_l2": l2(norm.l2 for norm in norms.values()),
         "gradient_l1": l1(norm.l1 for norm in norms.values()),
+    }
+    if not hidden:
+        return whole
+    weight_norm = l2(hidden.values())
+    return {
+        **whole,
         "hidden_gradient_l2": l2(norms[path].l2 for path in hidden),
         "hidden_gradient_l1": l1(norms[path].l1 for path in hidden),
         "weight_norm": weight_norm,

@@ -4,12 +4,13 @@ After "Understanding Warmup-Stable-Decay Learning Rates: A River Valley Loss Lan
 arXiv 2410.05192). Two toys show the picture. A valley in two dimensions, whose floor falls slowly along a winding river
 between steep hills: noise holds the weights above the floor at a height that grows with the rate, progress along the
 river adds up with it, and a decay takes the height away. And a table of bigrams, learned one at a time: rows with one
-next token are the river, uncertain ones the hills, and the loss that a decay takes away is theirs.
+next token are the river, uncertain ones the hills: there the curvature is, and the loss that a decay takes away.
 
 Then three schedules that serve several budgets with as many updates in all: WSD-S, which decays before each budget and
 goes on from the decayed weights; WSD, which decays on branches, so that its trunk is shorter by all of them; and cosine
 cycles. A cosine for each budget, which takes far more updates, is beside them. The network learns images half of whose
-labels are random ones, drawn anew whenever they are seen: uncertain, as the next token of a text is.
+labels are random ones, drawn anew whenever they are seen: uncertain, as the next token of a text is; or text itself
+(`--preset text`).
 """
 
 from __future__ import annotations
@@ -26,25 +27,31 @@ import optax
 import tyro
 from jaxtyping import Float
 
-from envs.datasets import Dataset
 from experiments import harness
 from experiments.harness.claims import Claim, above, claims_table, near
 from experiments.harness.classifier import (
     SCORES,
     FiveSeeds,
-    Method,
     Optimizer,
-    Problem,
     best_peak,
     make_training,
     parse_study,
     scores_over_seeds,
 )
+from experiments.harness.problems import TEXT, Method, Problem, Task
 from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import paired_difference, stratified_bootstrap
 from experiments.harness.trace import Trace
-from experiments.river_valley.toys import END, Bigrams, Valley, measure_bigrams, measure_valley, results
+from experiments.river_valley.toys import (
+    BIGRAM_TRACES,
+    END,
+    Bigrams,
+    Valley,
+    measure_bigrams,
+    measure_valley,
+    results,
+)
 from nap import schedules
 from nap.schedules import profiles
 from nap.tables import format_table
@@ -56,7 +63,6 @@ RIVALS = ("wsd", "cosine-cycles")
 DECAY = 0.1
 """The share of its budget that a decay takes, in WSD and WSD-S."""
 VALLEY, BIGRAMS = Valley(), Bigrams()
-_EXCESS = ("excess_before", "excess_after")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +76,22 @@ class Config:
     problem: Problem = dataclasses.field(default_factory=lambda: Problem(batch_size=20, label_noise=0.5))
     budgets: tuple[int, ...] = (1500, 3000, 6000)
     """Updates after which a decayed network is wanted."""
+    bigram_tokens: int = BIGRAMS.tokens
+    """Vocabulary of the table of bigrams."""
     rates: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
     """The peaks that are tried; a schedule has one for all budgets."""
     seed: int = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
     seeds: Annotated[int, tyro.conf.Suppress] = 5
     """How many seeds, as --seeds says."""
+
+    @property
+    def bigrams(self) -> Bigrams:
+        """The table."""
+        return BIGRAMS._replace(tokens=self.bigram_tokens)
+
+
+PRESETS = {"default": Config(), "text": Config(problem=TEXT, budgets=(500, 1000, 2000))}
 
 
 def main(argv: list[str]) -> int:
@@ -135,54 +151,59 @@ _UNTIL: dict[str, Callable[[Sequence[int], int], np.ndarray]] = {
 def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
-    config, options, dataset = _parse(argv)
-    came_out = tables(config, _run(config, options, dataset))
+    config, options, task = _parse(argv)
+    came_out = tables(config, _run(config, options, task))
     print(f"{config.problem.data}, {config.method}, {config.optimizer}\n\n{came_out}\n")
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Dataset]:
-    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds)
+def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Task]:
+    config, options, task = parse_study(
+        Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds, presets=PRESETS
+    )
     try:
         for schedule in SCHEDULES:
             rates_until(schedule, config.budgets, len(config.budgets) - 1)
     except (ValueError, IndexError) as error:
         raise harness.UserError(f"--budgets {' '.join(map(str, config.budgets))}: {error}") from None
-    return dataclasses.replace(config, rates=RATES[config.optimizer]), options, dataset
+    if config.bigram_tokens < 4:
+        raise harness.UserError(f"--bigram-tokens {config.bigram_tokens}: it must be at least 4")
+    return dataclasses.replace(config, rates=RATES[config.optimizer]), options, task
 
 
 def _label(config: Config) -> str:
     return f"{config.method}-{config.optimizer}-{seeds_label(config.seed, config.seeds)}"
 
 
-def _run(config: Config, options: FiveSeeds, dataset: Dataset) -> Trace:
-    train = functools.partial(_train, config, dataset)
+def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
+    train = functools.partial(_train, config, task)
     return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
 
 
-def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
-    """The toys, then one schedule after another; all rates, budgets and seeds of these side by side."""
+def _train(config: Config, task: Task, opened: harness.Run) -> None:
+    """The toys, then one schedule after another, budget by budget; all rates and seeds of these side by side."""
     seeds, budgets = range(config.seed, config.seed + config.seeds), config.budgets
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    toys = _toys_to_fill(config.seeds)
+    toys = _toys_to_fill(config)
     shape = (len(SCHEDULES), len(config.rates), len(budgets), config.seeds, len(SCORES))
     scores = np.full(shape, np.nan, np.float32)
-    training = make_training(config.problem, dataset, config.method, config.optimizer, budgets[-1])
-    runs = len(config.rates) * len(budgets)
-    train_all = scores_over_seeds(training, dataset, runs, seeds)
+
+    @functools.cache
+    def training(updates: int) -> Callable[[np.ndarray], np.ndarray]:
+        train = make_training(config.problem, task, config.method, config.optimizer, updates)
+        return scores_over_seeds(train, task, len(config.rates), seeds)
 
     def measure() -> None:
-        for name, values in {**measure_valley(VALLEY, keys), **measure_bigrams(BIGRAMS, keys)}.items():
+        for name, values in {**measure_valley(VALLEY, keys), **measure_bigrams(config.bigrams, keys)}.items():
             toys[name][:] = values
         _record_toys(config, opened, toys)
 
     def train(which: int) -> None:
         schedule, of_schedule = SCHEDULES[which], scores[which]
-        rates = np.zeros((len(config.rates), len(budgets), budgets[-1]))  # an update at rate 0 changes no weight
-        for i in range(len(budgets)):
+        for i, budget in enumerate(budgets):
             multipliers = rates_until(schedule, budgets, i)
-            rates[:, i, : len(multipliers)] = np.array(config.rates)[:, None] * multipliers
-        of_schedule[:] = train_all(rates.reshape(runs, -1)).reshape(of_schedule.shape)
+            filled = np.pad(multipliers, (0, budget - len(multipliers)))  # an update at rate 0 changes no weight
+            of_schedule[:, i] = training(budget)(np.array(config.rates)[:, None] * filled)
         lost = of_schedule[best_peak(of_schedule)].sum()
         opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=budgets[-1])
         _record_trained(config, opened, schedule, of_schedule)
@@ -192,10 +213,11 @@ def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
     opened.finish(_summary(config, toys, scores))
 
 
-def _toys_to_fill(seeds: int) -> Trace:
-    valley, bigrams = (seeds, len(VALLEY.rates)), (seeds, BIGRAMS.tokens)
+def _toys_to_fill(config: Config) -> Trace:
+    seeds = config.seeds
+    valley, bigrams = (seeds, len(VALLEY.rates)), (seeds, config.bigram_tokens)
     shapes = {"height": valley, "progress": valley, "before_decay": (seeds,), "after_decay": (seeds,)}
-    shapes |= dict.fromkeys(_EXCESS, bigrams)
+    shapes |= dict.fromkeys(BIGRAM_TRACES, bigrams)
     return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
 
 
@@ -205,8 +227,8 @@ def _record_toys(config: Config, opened: harness.Run, toys: Trace) -> None:
         for j, rate in enumerate(VALLEY.rates):
             reached = {name: toys[name][i, j] for name in ("height", "progress")}
             opened.record({"phase": "valley", **place, "updates": VALLEY.updates, "learning_rate": rate, **reached})
-        for j, e in enumerate(BIGRAMS.uncertainties):
-            reached = {name: toys[name][i, j] for name in _EXCESS}
+        for j, e in enumerate(config.bigrams.uncertainties):
+            reached = {name: toys[name][i, j] for name in BIGRAM_TRACES}
             opened.record({"phase": "bigrams", **place, "updates": BIGRAMS.updates, "uncertainty": e, **reached})
 
 
@@ -240,20 +262,24 @@ def _summary(config: Config, toys: Trace, scores: np.ndarray) -> dict[str, float
 
 def tables(config: Config, trace: Trace) -> str:
     """What came out, and how that compares with what must appear."""
-    height, e = trace["height"].mean(axis=0), BIGRAMS.uncertainties
+    height, bigrams = trace["height"].mean(axis=0), config.bigrams
     rows = [
         [f"{rate:g}", f"{height[j]:.3g}", f"{trace['progress'][:, j].mean():.3g}"]
         for j, rate in enumerate(VALLEY.rates)
     ]
     header = ["learning rate", "height", "progress"]
     parts = [f"The valley, after {VALLEY.updates} updates.\n{format_table(header, rows, right=range(3))}"]
-    quarters = np.array_split(np.arange(BIGRAMS.tokens), 4)
+    e, entropies = bigrams.uncertainties, bigrams.entropies
     rows = [
-        [f"{e[of[0]]:.2f} to {e[of[-1]]:.2f}", *(f"{trace[name][:, of].mean():.3f}" for name in _EXCESS)]
-        for of in quarters
+        [f"{e[of[0]]:.2f} to {e[of[-1]]:.2f}", f"{entropies[of].mean():.2f}"]
+        + [f"{trace[name][:, of].mean():.4f}" for name in BIGRAM_TRACES]
+        for of in np.array_split(np.arange(bigrams.tokens), 4)
     ]
-    header = ["uncertainty of the rows", "before the decay", "after it"]
-    parts.append(f"Bigrams: loss above the entropy.\n{format_table(header, rows, right=(1, 2))}")
+    header = ["uncertainty of the rows", "entropy", "excess before", "after the decay", "Hessian's diagonal"]
+    words = (
+        f"Bigrams of {bigrams.tokens} tokens: loss above the entropy, and curvature; means over quarters of the rows.\n"
+    )
+    parts.append(words + format_table(header, rows, right=range(1, 5)))
     rows = []
     for schedule, of_schedule in zip(SCHEDULES, trace["scores"], strict=True):
         best = best_peak(of_schedule)
@@ -273,7 +299,8 @@ def _claims(config: Config, trace: Trace) -> list[Claim]:
         near("valley: height grows as the rate, slope 1 within a tenth", of_toys["slope"], 1.0, within=0.1),
         near("valley: progress is what the rates add up to, within a tenth", of_toys["progress"], 1.0, within=0.1),
         near(f"valley: a decay to {END:g} leaves that of the height, within half", of_toys["height_left"], END, 0.5),
-        above("bigrams: Spearman of uncertainty and what the decay takes above 0.8", of_toys["spearman"], 0.8),
+        above("bigrams: Spearman of entropy and what the decay takes above 0.8", of_toys["fallen_spearman"], 0.8),
+        above("bigrams: Spearman of entropy and the Hessian's diagonal above 0.8", of_toys["curvature_spearman"], 0.8),
     ]
     for which, budget in enumerate(config.budgets):
         losses = {

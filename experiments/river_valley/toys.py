@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import entr
 from scipy.stats import spearmanr
 
 from experiments.harness.trace import Trace
@@ -16,6 +17,9 @@ from nap.schedules import profiles
 
 END = 0.1
 """Where every decay ends, as a share of the peak."""
+
+
+BIGRAM_TRACES = ("excess_before", "excess_after", "curvature")
 
 
 class Valley(NamedTuple):
@@ -51,16 +55,21 @@ class Bigrams(NamedTuple):
         tables: of one seed, which are averaged.
     """
 
-    tokens: int = 32
+    tokens: int = 64
     uncertain: float = 0.9
     rate: float = 0.5
-    updates: int = 100_000
+    updates: int = 200_000
     tables: int = 32
 
     @property
     def uncertainties(self) -> Float[np.ndarray, " tokens"]:
         """e of each row."""
         return np.linspace(0, self.uncertain, self.tokens)
+
+    @property
+    def entropies(self) -> Float[np.ndarray, " tokens"]:
+        """Of the next token after each one, in nats: they grow with e, as long as it is below 1 - 1 / tokens."""
+        return np.sum(entr(next_tokens(self)), axis=1)
 
 
 def walk_in_valley(valley: Valley, key: jax.Array, rates: Float[Array, " updates"]) -> tuple[jax.Array, jax.Array]:
@@ -115,9 +124,18 @@ def next_tokens(bigrams: Bigrams) -> Float[np.ndarray, "tokens tokens"]:
     return rows
 
 
+def hessian_diagonal(logits: Float[Array, "rows tokens"]) -> Float[Array, "rows tokens"]:
+    """Of each row's cross-entropy, by its logits: q (1 - q), q the softmax, whatever the next tokens are."""
+    q = jax.nn.softmax(logits)
+    return q * (1 - q)
+
+
 def measure_bigrams(bigrams: Bigrams, keys: jax.Array) -> Trace:
-    """The loss above the entropy of each seed's rows, [seeds, tokens], before and after the decay."""
+    """Of each seed's rows, [seeds, tokens]: the loss above the entropy, before and after the decay; and after it the
+    mean of the Hessian's diagonal, `curvature`.
+    """
     probabilities = jnp.asarray(next_tokens(bigrams), jnp.float32)
+    entropies = jnp.asarray(bigrams.entropies, jnp.float32)
     cumulative = jnp.cumsum(probabilities, axis=1)
     stable = bigrams.updates - bigrams.updates // 10
     phases = [(profiles.constant(), stable), (profiles.reciprocal(END), bigrams.updates - stable)]
@@ -130,10 +148,9 @@ def measure_bigrams(bigrams: Bigrams, keys: jax.Array) -> Trace:
         return logits.at[row].add(-rate * gradient), None
 
     def excess(logits: jax.Array) -> jax.Array:
-        entropies = -jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), axis=1)
         return -jnp.sum(probabilities * jax.nn.log_softmax(logits), axis=1) - entropies
 
-    def learn(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def learn(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         row_key, token_key = jax.random.split(key)
         rows = jax.random.randint(row_key, (bigrams.updates,), 0, bigrams.tokens)
         uniforms = jax.random.uniform(token_key, (bigrams.updates,))
@@ -143,22 +160,27 @@ def measure_bigrams(bigrams: Bigrams, keys: jax.Array) -> Trace:
 
         logits = go_on(jnp.zeros([bigrams.tokens, bigrams.tokens]), slice(stable))
         decayed = go_on(logits, slice(stable, None))
-        return excess(logits), excess(decayed)
+        return excess(logits), excess(decayed), hessian_diagonal(decayed).mean(axis=1)
 
     table_keys = jax.vmap(lambda key: jax.random.split(key, bigrams.tables))(keys)
-    before, after = jax.jit(jax.vmap(jax.vmap(learn)))(table_keys)
-    return {"excess_before": np.asarray(before.mean(axis=1)), "excess_after": np.asarray(after.mean(axis=1))}
+    measured = jax.jit(jax.vmap(jax.vmap(learn)))(table_keys)
+    return {name: np.asarray(of.mean(axis=1)) for name, of in zip(BIGRAM_TRACES, measured, strict=True)}
 
 
 def results(valley: Valley, toys: Trace) -> dict[str, Float[np.ndarray, " seeds"]]:
     """Each seed's: the slope of log height over log rate, progress over what the rates add up to, the height that is
-    left after the decay, and how the loss that it takes from a bigram's row goes with the row's uncertainty (Spearman).
+    left after the decay; and how the loss that it takes from a bigram's row, and the curvature there, go with the row's
+    uncertainty and so with its entropy (Spearman).
     """
+
+    def spearman(rows: np.ndarray) -> np.ndarray:
+        return np.array([spearmanr(np.arange(of_seed.size), of_seed)[0] for of_seed in rows])
+
     travelled = valley.slope * valley.updates * np.array(valley.rates)
-    fallen = toys["excess_before"] - toys["excess_after"]
     return {
         "slope": np.polyfit(np.log(valley.rates), np.log(toys["height"]).T, 1)[0],
         "progress": (toys["progress"] / travelled).mean(axis=1),
         "height_left": toys["after_decay"] / toys["before_decay"],
-        "spearman": np.array([spearmanr(np.arange(of_seed.size), of_seed)[0] for of_seed in fallen]),
+        "fallen_spearman": spearman(toys["excess_before"] - toys["excess_after"]),
+        "curvature_spearman": spearman(toys["curvature"]),
     }

@@ -7,6 +7,9 @@ arXiv 2310.07831). Where nothing changes that is linear decay. But behind a norm
 should not: `layernorm` and `nap`, from the same weights on the same batches; scales and offsets are free in both. Then
 all is trained again: refined, and for comparison linear, cosine and constant, each at its own best peak.
 
+`--hidden` with no number is logistic regression, the paper's convex case. There is nothing to normalize or to project:
+it is trained once, by each schedule, and only how these rank must appear.
+
 Half of the labels are random ones, drawn anew whenever they are seen: a network that fits all it sees ends with
 gradients of nearly nothing, which let every refined schedule rise (`--label-noise 0 --lr 0.1` shows it).
 """
@@ -24,15 +27,12 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from envs.datasets import Dataset
 from experiments import harness
 from experiments.harness.claims import Claim, above, claims_table, near, told
 from experiments.harness.classifier import (
     SCORES,
     FiveSeeds,
-    Method,
     Optimizer,
-    Problem,
     best_peak,
     make_training,
     over_seeds,
@@ -41,6 +41,7 @@ from experiments.harness.classifier import (
 )
 from experiments.harness.grid import cells
 from experiments.harness.methods import ORDERS
+from experiments.harness.problems import Method, Problem, Task
 from experiments.harness.seeds import seeds_label, use_all_cores
 from experiments.harness.stages import run_stages, trace_of
 from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
@@ -58,7 +59,7 @@ SCHEDULES = ("refined", *PROFILES)
 NORMS = {2: "gradient_l2", 1: "gradient_l1"}
 """The norm of the gradient that the refinement of an optimizer of each order reads."""
 PARTS = {"": "all weights", "hidden_": "hidden weights"}
-"""Of what the gradient is, by the prefix of its trace."""
+"""Of what the gradient is, by the prefix of its trace; without a hidden layer only the first."""
 QUARTERS = (0.25, 0.5, 0.75)
 RECORDS = 20
 """Of the run whose gradients are logged."""
@@ -70,8 +71,8 @@ _LINEAR_RATIO = (1 - QUARTERS[1]) / (1 - QUARTERS[0])
 class Config:
     """One method, all seeds. A command runs both methods; an option that is given twice is an axis."""
 
-    method: Annotated[Method, tyro.conf.Suppress] = "layernorm"
-    """layernorm (free norms) or nap."""
+    method: Annotated[Method, tyro.conf.Suppress] = "none"
+    """layernorm (free norms) or nap; none: logistic regression."""
     optimizer: Optimizer = "sgd"
     """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
     lr: float | None = None
@@ -92,6 +93,11 @@ class Config:
     def gradient(self) -> str:
         """The trace that is refined: l2 norms for SGD, l1 norms for Adam."""
         return NORMS[ORDERS[self.optimizer]]
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Those of PARTS that there are."""
+        return PARTS if self.problem.hidden else {"": PARTS[""]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +155,13 @@ def _main(argv: list[str]) -> int:
     use_all_cores()
     harness.enable_compilation_cache()
     parsed, panels = [_parse(cell) for cell in cells(argv)], []
-    for configs, options, dataset in parsed:
-        traces = {config.method: _run(config, options, dataset) for config in configs}
+    for configs, options, task in parsed:
+        traces = {config.method: _run(config, options, task) for config in configs}
         title = f"{configs[0].problem.data}, {configs[0].optimizer}"
         print(f"{title}\n\n{tables(configs, traces)}\n")
-        curves = {(of.method, words): refined(of, traces[of.method], p) for of in configs for p, words in PARTS.items()}
+        curves = {
+            (of.method, words): refined(of, traces[of.method], p) for of in configs for p, words in of.parts.items()
+        }
         panels.append(Panel(f"{title}, label noise {configs[0].problem.label_noise:g}", curves))
     if (path := parsed[0][1].plot) is not None:
         draw(panels, path)
@@ -161,9 +169,9 @@ def _main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
-    """The configuration of both methods, the other options and the data."""
-    config, options, dataset = parse_study(Config, argv, name=NAME, description=__doc__, options_type=Options)
+def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Task]:
+    """The configuration of both methods, the other options and the task."""
+    config, options, task = parse_study(Config, argv, name=NAME, description=__doc__, options_type=Options)
     lr = RATES[config.optimizer] if config.lr is None else config.lr
     if not 0 < lr < math.inf:
         raise harness.UserError(
@@ -177,36 +185,38 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Dataset]:
         raise harness.UserError(f"--smooth {config.smooth:g}: a share of the run, from 0 to 1")
     if options.plot and (options.plot.suffix not in (".png", ".pdf", ".svg") or not options.plot.parent.is_dir()):
         raise harness.UserError(f"--plot {options.plot}: a file in a folder that is there, .png, .pdf or .svg")
-    return [dataclasses.replace(config, method=method, lr=float(lr)) for method in METHODS], options, dataset
+    methods = METHODS if config.problem.hidden else ("none",)
+    return [dataclasses.replace(config, method=method, lr=float(lr)) for method in methods], options, task
 
 
 def _label(config: Config) -> str:
     seeds = seeds_label(config.seed, config.seeds)
-    return f"{config.method}-{config.optimizer}-lr{config.lr:g}-noise{config.problem.label_noise:g}-{seeds}"
+    network = config.method if config.problem.hidden else "logistic"
+    return f"{network}-{config.optimizer}-lr{config.lr:g}-noise{config.problem.label_noise:g}-{seeds}"
 
 
-def _run(config: Config, options: Options, dataset: Dataset) -> Trace:
+def _run(config: Config, options: Options, task: Task) -> Trace:
     """The logged run of a method and those by schedule."""
-    train = functools.partial(_train, config, dataset)
+    train = functools.partial(_train, config, task)
     return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
 
 
-def _train(config: Config, dataset: Dataset, opened: harness.Run) -> None:
+def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """The logged run first, then the training runs of one schedule after another."""
     assert config.lr is not None, "_parse fills it in"
     seeds, order = range(config.seed, config.seed + config.seeds), ORDERS[config.optimizer]
-    training = make_training(config.problem, dataset, config.method, config.optimizer, config.updates)
-    logged = (NORMS[order], f"hidden_{NORMS[order]}", "weight_norm", "elr")
+    training = make_training(config.problem, task, config.method, config.optimizer, config.updates)
+    logged = [part + NORMS[order] for part in config.parts] + ["weight_norm", "elr"] * bool(config.problem.hidden)
     trace = {name: np.full((config.seeds, config.updates), np.nan, np.float32) for name in logged}
     scores = np.full((len(SCHEDULES), len(config.peaks), config.seeds, len(SCORES)), np.nan, np.float32)
     peaks = config.lr * np.array(config.peaks)
-    again = scores_over_seeds(training, dataset, len(peaks), seeds)
+    again = scores_over_seeds(training, task, len(peaks), seeds)
 
     def log() -> None:
-        of_run = over_seeds(training, dataset, 1, seeds)(np.full((1, config.updates), config.lr))
+        of_run = over_seeds(training, task, 1, seeds)(np.full((1, config.updates), config.lr))
         for name in logged:
             trace[name][:] = of_run.trace[name][0]
-        for part in PARTS:  # a network whose units are all silent has no gradient, and no refined schedule
+        for part in config.parts:  # a network whose units are all silent has no gradient, and no refined schedule
             with np.errstate(divide="ignore"):
                 total = np.log(trace[part + NORMS[order]]).sum()
             opened.check_finite("logarithm of the gradient's norm", total, updates=config.updates)
@@ -254,8 +264,10 @@ def _record_trained(
 def _summary(config: Config, trace: Trace, scores: np.ndarray) -> dict[str, float]:
     """Means over seeds: of the refined schedules' shapes, and of the best peak of each schedule."""
     assert config.lr is not None, "_parse fills it in"
-    named: dict[str, float] = {"seeds": config.seeds, "weight_norm_growth": float(change(trace["weight_norm"]).mean())}
-    for part in PARTS:
+    named: dict[str, float] = {"seeds": config.seeds}
+    if config.problem.hidden:
+        named["weight_norm_growth"] = float(change(trace["weight_norm"]).mean())
+    for part in config.parts:
         for name, values in shapes(refined(config, trace, part)).items():
             named[f"{part}refined/{name.replace(' ', '_').replace('%', '')}"] = float(values.mean())
     for schedule, of_schedule in zip(SCHEDULES, scores, strict=True):
@@ -289,16 +301,17 @@ def _shape_table(configs: Mapping[Method, Config], traces: Mapping[Method, Trace
     rows, columns = [], []
     for method, config in configs.items():
         trace = traces[method]
-        for part, words in PARTS.items():
-            measured = {
-                "norm growth": change(trace["weight_norm"]),
+        for part, words in config.parts.items():
+            measured = {"norm growth": change(trace["weight_norm"])} if config.problem.hidden else {}
+            measured |= {
                 "gradient growth": change(trace[part + config.gradient]),
                 **shapes(refined(config, trace, part)),
             }
             columns = list(measured)
             rows.append([method, words, *(f"{values.mean():.2f}" for values in measured.values())])
     linear = shapes(1 - np.arange(1000)[None] / 1000)
-    rows.append(["(linear)", "", "", "", *(f"{values.mean():.2f}" for values in linear.values())])
+    before = [""] * (1 + len(columns) - len(linear))
+    rows.append(["(linear)", *before, *(f"{values.mean():.2f}" for values in linear.values())])
     header = ["method", "gradient of", *columns]
     return format_table(header, rows, right=range(2, len(header)))
 
@@ -318,7 +331,7 @@ def _trained_table(configs: Mapping[Method, Config], traces: Mapping[Method, Tra
 
 def _claims(configs: Mapping[Method, Config], traces: Mapping[Method, Trace]) -> list[Claim]:
     claims = []
-    for part, words in PARTS.items():
+    for part, words in PARTS.items() if set(METHODS) <= configs.keys() else ():
         free, projected = (
             dict(enumerate(shapes(refined(configs[method], traces[method], part))[_RATIO])) for method in METHODS
         )
@@ -329,9 +342,10 @@ def _claims(configs: Mapping[Method, Config], traces: Mapping[Method, Trace]) ->
             above(f"{words}: half over quarter, free - nap above 0", paired_difference(free, projected)),
         ]
     for method, config in configs.items():
+        network = method if config.problem.hidden else "logistic regression"
         for worse, better in (("linear", "refined"), ("cosine", "linear"), ("constant", "cosine")):
             gain = _difference(config, traces[method], worse, better)
-            claims.append(above(f"{method}: test loss, {worse} - {better} above 0", gain))
+            claims.append(above(f"{network}: test loss, {worse} - {better} above 0", gain))
     return claims
 
 

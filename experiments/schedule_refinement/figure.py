@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.harness.classifier import Method
+from experiments.harness.problems import Method
 
-COLOURS: dict[Method, str] = {"layernorm": "#E69F00", "nap": "#0072B2"}
+COLOURS: dict[Method, str] = {"none": "#009E73", "layernorm": "#E69F00", "nap": "#0072B2"}
 _DPI, _WIDTH, _HEIGHT = 110, 4.2, 3.2  # inches a panel
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness.classifier import Problem, best_peak, load_problem, make_training, over_seeds
+from experiments.harness.classifier import best_peak, make_training, over_seeds
+from experiments.harness.problems import Problem, load_problem
 from nap.networks import MLP, as_functions
 
 PROBLEM, DIGITS = load_problem(Problem(data="digits", hidden=(16,), batch_size=20))
@@ -24,7 +25,7 @@ def test_losses_are_expectations_over_the_noise_of_the_labels():
     result = trained([[0.0]], "none", problem=noisy)  # nothing is learned at rate 0
     network = as_functions(lambda rngs: MLP(64, (16,), 10, norm="none", rngs=rngs))
     params = network.init(jax.random.split(jax.random.key(4), 3)[0])
-    for name, x, y in (("train", DIGITS.images, DIGITS.labels), ("test", DIGITS.test_images, DIGITS.test_labels)):
+    for name, x, y in (("train", *DIGITS.data[:2]), ("test", *DIGITS.data[2:])):
         outputs = np.asarray(network.apply(params, jnp.asarray(x, jnp.float32) / 255), float)
         losses = np.log(np.exp(outputs).sum(axis=1, keepdims=True)) - outputs  # of each label that could be drawn
         expected = np.mean(0.7 * losses[np.arange(len(y)), y] + 0.3 * losses.mean(axis=1))
@@ -85,7 +86,7 @@ def test_the_best_peak_by_hand(others):
     ("problem", "words"),
     [
         (Problem(data="digitz"), "nearest: digits"),
-        (Problem(data="digits", hidden=()), "--hidden"),
+        (Problem(data="digits", hidden=(8, 0)), "--hidden 8 0: widths of 1 or more"),
         (Problem(data="digits", label_noise=1.0), "--label-noise 1: it must be at least 0 and below 1"),
         (Problem(data="digits", batch_size=1501), "--batch-size 1501: from 1 to the 1500 training images of digits"),
     ],

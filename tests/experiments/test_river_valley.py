@@ -17,6 +17,7 @@ from experiments.river_valley import SCHEDULES, plan, rates_until
 from experiments.river_valley.toys import (
     Bigrams,
     Valley,
+    hessian_diagonal,
     measure_bigrams,
     measure_valley,
     next_tokens,
@@ -25,9 +26,9 @@ from experiments.river_valley.toys import (
 )
 
 SEEDS = (3, 4)
-OPTIONS = {"data": "digits", "hidden": 16, "seed": SEEDS[0], "seeds": len(SEEDS)}
+OPTIONS = {"data": "digits", "hidden": 16, "bigram_tokens": 4, "seed": SEEDS[0], "seeds": len(SEEDS)}
 SMALL_VALLEY = Valley(updates=100, particles=4, rates=(0.004, 0.016))
-SMALL_BIGRAMS = Bigrams(tokens=4, updates=200, tables=2)
+SMALL_BIGRAMS = Bigrams(updates=200, tables=2)
 
 
 def command(out: Path, *budgets: int, **changes) -> int:
@@ -66,9 +67,10 @@ def test_the_noise_holds_the_weights_as_high_as_on_a_parabola():
     # rate r on curvature c stays at a variance r s^2 / (c (2 - r c)), so that the height is r s^2 / (2 (2 - r c)).
     for j, rate in enumerate(rates):
         assert measured["height"][:, j].mean() == pytest.approx(rate / (2 * (2 - rate * 20)), rel=0.1)
-    assert results(valley._replace(slope=1.0), {**measured, "excess_before": np.eye(2), "excess_after": 0 * np.eye(2)})[
-        "slope"
-    ] == pytest.approx([1, 1], abs=0.2)
+    assert results(
+        valley._replace(slope=1.0),
+        {**measured, "excess_before": np.eye(2), "excess_after": 0 * np.eye(2), "curvature": np.eye(2)},
+    )["slope"] == pytest.approx([1, 1], abs=0.2)
     np.testing.assert_allclose(measured["after_decay"] / measured["before_decay"], 0.1, atol=0.05)
 
 
@@ -82,6 +84,34 @@ def test_bigrams_end_near_their_entropies_and_certain_rows_lose_nothing_to_noise
     assert np.all(after > 0) and np.all(after < before)
     assert before[0] < 0.01 < 0.05 < before[3]
     assert before[0] - after[0] < 0.1 * (before[3] - after[3])
+
+
+def test_the_hessians_diagonal_is_that_of_jax_and_grows_with_the_entropy():
+    bigrams = Bigrams(tokens=4)
+    probabilities = jnp.asarray(next_tokens(bigrams), jnp.float32)
+    logits = jax.random.normal(jax.random.key(0), (4, 4))
+
+    def loss(row, probabilities):
+        return -jnp.sum(probabilities * jax.nn.log_softmax(row))
+
+    for row, of_row, found in zip(logits, probabilities, hessian_diagonal(logits), strict=True):
+        products = [jax.jvp(jax.grad(loss), (row, of_row), (basis, 0 * of_row))[1] for basis in jnp.eye(4)]
+        np.testing.assert_allclose(found, np.diag(np.stack(products)), rtol=1e-5)
+    # e = 0, 0.3, 0.6, 0.9, of which each of the three other tokens has a third.
+    expected = [-(1 - e) * np.log(1 - e) - (e * np.log(e / 3) if e else 0) for e in (0, 0.3, 0.6, 0.9)]
+    np.testing.assert_allclose(bigrams.entropies, expected)
+    measured = measure_bigrams(bigrams._replace(updates=8000, tables=4), jax.vmap(jax.random.key)(jnp.arange(2)))
+    at_optimum = [(1 - e) * e + e * (1 - e / 3) for e in (0, 0.3, 0.6, 0.9)]  # summed over the row
+    np.testing.assert_allclose(4 * measured["curvature"].mean(axis=0), at_optimum, atol=0.05)
+
+
+def test_the_rows_order_is_what_spearman_reads():
+    rising, falling = np.array([[0.1, 0.2, 0.4, 0.3]]), np.array([[4.0, 3, 2, 1]])
+    toys = {"excess_before": rising, "excess_after": 0 * rising, "curvature": falling}
+    toys |= {"height": np.ones((1, 2)), "progress": np.ones((1, 2))}
+    toys |= {"before_decay": np.ones(1), "after_decay": np.ones(1)}
+    found = results(Valley(rates=(0.1, 0.2)), toys)
+    assert found["fallen_spearman"] == pytest.approx([0.8]) and found["curvature_spearman"] == pytest.approx([-1])
 
 
 def test_all_schedules_but_a_cosine_for_each_spend_the_same():
@@ -125,7 +155,7 @@ def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkey
     assert len(valley.splitlines()) == 3 + 2 and len(bigrams.splitlines()) == 3 + 4
     assert [line.split()[0] for line in trained.splitlines()[3:]] == list(SCHEDULES)
     assert [line.split()[-1] for line in trained.splitlines()[3:]] == ["40", "40", "40", "60"]
-    assert len(claims.splitlines()) == 3 + 4 + 3 + 1
+    assert len(claims.splitlines()) == 3 + 5 + 3 + 1
 
 
 def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done, tmp_path, monkeypatch, capsys):
@@ -134,6 +164,19 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done
     assert command(tmp_path) == 0
     assert "after iteration 1" in capsys.readouterr().err
     assert written(folder_in(tmp_path)) == written(folder_in(done))
+
+
+def test_text_and_another_vocabulary_of_bigrams(small, tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text("so it goes, again and again. " * 100)
+    options = ["--preset", "text", "--data", str(path), "--hidden", "4", "--bigram-tokens", "5", "--seeds", "2"]
+    assert river_valley.main([*options, "--budgets", "10", "20", "--out", str(tmp_path)]) == 0
+    trace = load_trace(folder_in(tmp_path))
+    assert trace["curvature"].shape == (2, 5) and trace["scores"].shape == (4, 3, 2, 2, 3)
+    assert np.isfinite(trace["scores"]).all() and trace["scores"][..., 1].min() < 4 < np.log(257)
+    assert len(rows(folder_in(tmp_path), "bigrams")) == 2 * 5
+    out = capsys.readouterr().out
+    assert "Bigrams of 5 tokens" in out and "\n0.90 to 0.90" in out
 
 
 def test_the_plan_is_one_command(tmp_path):
@@ -147,6 +190,8 @@ def test_the_plan_is_one_command(tmp_path):
         ((40, 20), {}, "--budgets 40 20: budgets must be increasing"),
         ((0, 20), {}, "--budgets 0 20: a budget must be a whole number of updates from 1"),
         ((), {"seed": -1}, "--seed -1"),
+        ((), {"bigram_tokens": 3}, "--bigram-tokens 3: it must be at least 4"),
+        ((), {"hidden": (), "method": "nap"}, "--method nap: without a hidden layer there is nothing to normalize"),
         ((), {"data": "digitz"}, "nearest: digits"),
     ],
 )

@@ -10,7 +10,8 @@ from run_folders import config_of, folders_in, rows, stopped, typed, written
 
 from experiments import schedule_refinement
 from experiments.harness import stages
-from experiments.harness.classifier import SCORES, Problem, load_problem, make_training, over_seeds
+from experiments.harness.classifier import SCORES, make_training, over_seeds
+from experiments.harness.problems import Problem, load_problem
 from experiments.harness.trace import load_trace
 from experiments.schedule_refinement import METHODS, SCHEDULES, change, plan, shapes
 from nap import schedules
@@ -104,6 +105,21 @@ def test_the_picture_has_a_panel_of_all_curves(done, tmp_path):
     picture = path.read_text()
     for words in ("digits, sgd, label noise 0.5", "nap, all weights", "layernorm, hidden weights", "linear"):
         assert f"<!-- {words} -->" in picture
+
+
+def test_logistic_regression_is_one_run_whose_schedules_are_ranked(tmp_path, capsys):
+    path = tmp_path / "refined.svg"
+    assert command(tmp_path, hidden=(), plot=path) == 0
+    (folder,) = folders_in(tmp_path)
+    assert folder.name.startswith("logistic-sgd-") and config_of(folder)["method"] == "none"
+    trace = load_trace(folder)
+    assert set(trace) == {"gradient_l2", "scores"} and np.isfinite(trace["scores"]).all()
+    shape, again, claims = capsys.readouterr().out.split("\n\n")[1:4]
+    assert len(shape.splitlines()) == 3 + 2 and len(again.splitlines()) == 4 + len(SCHEDULES)
+    columns, linear = shape.splitlines()[1], shape.splitlines()[-1]
+    assert linear.index("0.75") + 4 == columns.index("at 25%") + 6  # under its heading, though less stands before
+    assert claims.count("logistic regression: test loss, ") == 3 and len(claims.splitlines()) == 3 + 3 + 1
+    assert "<!-- none, all weights -->" in path.read_text()
 
 
 def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_path, monkeypatch, capsys):
