@@ -8,7 +8,8 @@ import numpy as np
 
 import nap
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def block(first_line: str) -> str:
@@ -39,3 +40,15 @@ def test_the_rivals_in_it():
     names["gradients"] = jax.tree.map(jax.numpy.ones_like, names["params"])
     exec(f"updates, state = {call}", names)
     assert jax.tree.structure(names["updates"]) == jax.tree.structure(names["params"])
+
+
+def test_its_prose_fits_into_an_editor():
+    prose = [line for line in README.splitlines() if not line.startswith(("|", "    "))]
+    assert [line for line in prose if len(line) > 124] == []
+
+
+def test_it_links_to_what_is_there():
+    titles = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert target.removeprefix("#") in anchors if target.startswith("#") else (ROOT / target).exists(), target
