@@ -1,4 +1,4 @@
-"""Large arrays in checkpoints, a file of plain bytes each: a replay of gigabytes is written without a copy in memory.
+"""Large arrays in checkpoints, a file of plain bytes each: a replay of gigabytes goes out and in without another copy.
 
 orbax holds two more copies of an array while it saves it, which for a replay is more than many machines have.
 """
@@ -46,23 +46,47 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
 
     if isinstance(like, jax.Array):
         like.delete()
-    array = np.empty(like.shape, like.dtype)
-    whole, checksum = array.reshape(-1).view(np.uint8).data, 0
     try:
-        with open(path, "rb") as file:
-            for start in range(0, len(whole), _BLOCK_BYTES):
-                block = whole[start : start + _BLOCK_BYTES]
-                if file.readinto(block) != len(block):
-                    raise ValueError("too short")
-                checksum = zlib.crc32(block, checksum)
+        if path.stat().st_size != expected[0]:
+            raise ValueError("it has another size")
+        array, checksum = (_read_to_host if isinstance(like, np.ndarray) else _read_to_devices)(path, like)
     except OSError as error:
         raise ValueError(error.strerror) from None
-    if [path.stat().st_size, checksum] != expected:
+    if checksum != expected[1]:
         raise ValueError("damaged")
-    if isinstance(like, np.ndarray):
-        return array
-    # A copy: memory that NumPy owns could not be donated.
-    return jax.device_put(array, getattr(like, "sharding", None), may_alias=False)
+    return array
+
+
+def _read_to_host(path: Path, like: Any) -> tuple[Any, int]:
+    import numpy as np
+
+    array, checksum = np.empty(like.shape, like.dtype), 0
+    whole = array.reshape(-1).view(np.uint8).data
+    with open(path, "rb") as file:
+        for start in range(0, len(whole), _BLOCK_BYTES):
+            block = whole[start : start + _BLOCK_BYTES]
+            file.readinto(block)
+            checksum = zlib.crc32(block, checksum)
+    return array, checksum
+
+
+def _read_to_devices(path: Path, like: Any) -> tuple[Any, int]:
+    """The array and the checksum. There is never a second one beside it, neither on the device nor on the host."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    sharding = getattr(like, "sharding", None)
+    array, checksum = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=sharding)(), 0
+    put = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0)
+    strides = [like.dtype.itemsize * math.prod(like.shape[axis + 1 :]) for axis in range(like.ndim)]
+    with open(path, "rb") as file:
+        for place, shape, known in _places(like.shape, like.dtype.itemsize):
+            file.seek(sum(stride * index for stride, index in zip(strides, place, strict=True)))
+            block = file.read(like.dtype.itemsize * math.prod(shape))
+            checksum = zlib.crc32(block[known:], checksum)
+            array = put(array, np.frombuffer(block, like.dtype).reshape(shape), place).block_until_ready()
+    return array, checksum
 
 
 def _blocks(array: Any) -> Iterator[memoryview]:
@@ -84,17 +108,29 @@ def _comes_whole(array: Any) -> bool:
 
 
 def _pieces(array: Any) -> Iterator[Any]:
-    """A device's array in pieces of a block at most, in the order of their bytes: the device holds one beside it."""
+    """The bytes of a device's array, a block at most at once: the device holds one beside it."""
     import jax
     import numpy as np
 
-    row_bytes = [array.nbytes // math.prod(array.shape[: axis + 1]) for axis in range(array.ndim)]
+    for place, shape, known in _places(array.shape, array.dtype.itemsize):
+        yield np.asarray(jax.lax.dynamic_slice(array, place, shape)).reshape(-1).view(np.uint8)[known:]
+
+
+def _places(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """Pieces of an array in the order of their bytes, which are contiguous, and a block at most.
+
+    Yields:
+        Where one begins, its shape, and how many of its bytes belong to the one before as well: the last one along an
+        axis overlaps with it, so that all have one shape, for which a function is compiled once.
+    """
+    import numpy as np
+
+    row_bytes = [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     axis = next(axis for axis, size in enumerate(row_bytes) if size <= _BLOCK_BYTES)
-    length = array.shape[axis]
+    length = shape[axis]
     rows = min(length, _BLOCK_BYTES // row_bytes[axis])
-    shape = (1,) * axis + (rows,) + array.shape[axis + 1 :]
-    for outer in np.ndindex(array.shape[:axis]):
+    piece = (1,) * axis + (rows,) + shape[axis + 1 :]
+    for outer in np.ndindex(shape[:axis]):
         for start in range(0, length, rows):
-            begin = min(start, length - rows)  # the last piece overlaps the one before: one shape compiles once
-            place = (*outer, begin, *(0 for _ in array.shape[axis + 1 :]))
-            yield np.asarray(jax.lax.dynamic_slice(array, place, shape)).reshape(shape[axis:])[start - begin :]
+            begin = min(start, length - rows)
+            yield (*outer, begin, *(0 for _ in shape[axis + 1 :])), piece, (start - begin) * row_bytes[axis]

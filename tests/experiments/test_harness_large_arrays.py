@@ -1,5 +1,6 @@
 """Large arrays in checkpoints: written without a copy, read back bit by bit, damage noticed."""
 
+import tracemalloc
 import types
 import warnings
 import zlib
@@ -107,7 +108,7 @@ def test_they_go_with_their_checkpoint(tmp_path):
     assert names == {f"{iteration}{end}" for iteration in (2, 3) for end in ("", ".arrays", ".json")}
 
 
-@pytest.mark.parametrize(
+ARRAYS = pytest.mark.parametrize(
     ("shape", "dtype"),
     [
         ((7, 11, 13), "uint8"),  # 2 rows of 143 bytes, the last one alone
@@ -118,6 +119,9 @@ def test_they_go_with_their_checkpoint(tmp_path):
         ((600,), "bfloat16"),
     ],
 )
+
+
+@ARRAYS
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_accelerators_array_comes_over_in_blocks(shape, dtype, devices, tmp_path, monkeypatch):
     """The accelerator is made up. It holds a block beside the array, and what is written is the array's bytes."""
@@ -137,6 +141,40 @@ def test_an_accelerators_array_comes_over_in_blocks(shape, dtype, devices, tmp_p
     assert large_arrays.write(tmp_path / "array", array) == [len(wanted), zlib.crc32(wanted)]
     assert (tmp_path / "array").read_bytes() == wanted
     assert len(most) >= len(wanted) / 300 and max(most) <= 300
+
+
+@ARRAYS
+@pytest.mark.parametrize("devices", [1, 2])
+def test_it_goes_back_in_blocks(shape, dtype, devices, tmp_path, monkeypatch):
+    """To the devices of the array that it replaces, whose memory it takes; beside it there is a block at most."""
+    array = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape).astype(dtype))
+    array = jax.device_put(array, mesh.replicated(mesh.make_mesh(devices)))
+    written, wanted = large_arrays.write(tmp_path / "array", array), np.asarray(array).tobytes()
+    like = array + array
+    before, most = {id(other) for other in jax.live_arrays()}, []
+
+    def watched(block, checksum):
+        most.append(sum(other.nbytes for other in jax.live_arrays() if id(other) not in before))
+        return zlib.crc32(block, checksum)
+
+    monkeypatch.setattr(large_arrays, "zlib", types.SimpleNamespace(crc32=watched))
+    read = large_arrays.read(tmp_path / "array", like, written)
+    assert np.asarray(read).tobytes() == wanted
+    assert (read.shape, read.dtype, read.sharding) == (array.shape, array.dtype, array.sharding)
+    assert len(most) >= len(wanted) / 300 and max(most) <= len(wanted) + 300
+
+
+def test_an_array_is_read_without_another_one_in_the_hosts_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_arrays, "_BLOCK_BYTES", 30_000)
+    array = jnp.asarray(np.random.default_rng(0).integers(0, 256, (100, 30, 1000), np.uint8))
+    written = large_arrays.write(tmp_path / "array", array)
+    tracemalloc.start()
+    try:
+        read = large_arrays.read(tmp_path / "array", array + jnp.uint8(1), written)
+        assert tracemalloc.get_traced_memory()[1] < 500_000  # of 3 MB; the device's memory is not traced
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(read, array)
 
 
 def test_which_arrays_come_whole():
