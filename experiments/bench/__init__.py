@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from experiments import harness
-from experiments.bench import atari, games, in_sb3, plasticity, pqn, training
+from experiments.bench import atari, checkpoint, games, in_sb3, plasticity, pqn, training
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
@@ -47,7 +47,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
         "logging": atari.logging,
         "loop": atari.loop,
         "replay": atari.replay,
-        "checkpoint": atari.checkpoint,
+        "checkpoint": checkpoint.rows,
         "start-up": atari.start_up,
         "games": games.rows,
         "pqn": pqn.rows,

@@ -1,4 +1,4 @@
-"""What DQN and Rainbow on Atari cost: the update, its logging, the loop, the replay, checkpoints, and the start.
+"""What DQN and Rainbow on Atari cost: the update, its logging, the loop, the replay, and the start.
 
 Everything is the product's own code at the default configuration of `atari`, or at its preset `rainbow`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import statistics
@@ -33,8 +32,6 @@ from experiments import harness
 from experiments.atari import Config
 from experiments.atari.agent import build, make_learner
 from experiments.atari.config import PRESETS
-from experiments.harness.checkpoint import Checkpoints
-from experiments.harness.memory import bytes_of
 from experiments.harness.methods import NapConfig, OptimizerConfig
 from experiments.harness.timing import Goal, MatrixProduct, Row, interleaved, rates, scaled
 from nap.networks import Network, as_functions
@@ -110,22 +107,6 @@ def rainbow(repeats: int) -> Iterator[Row]:
     for name in changes:
         goal = Goal(1.10) if name == "with LayerNorm and projection" else None
         yield Row(f"Rainbow update: {name}, vs plain", "ms", times[name], times["plain"], goal)
-
-
-def checkpoint(repeats: int) -> Iterator[Row]:
-    """Saving and restoring Rainbow with the default replay of a million steps; once or twice, for it is gigabytes."""
-    functions = build(PRESETS["rainbow"], ACTIONS, (4, 84, 84))
-    state = functions.init(jax.random.key(0))
-    size = (bytes_of(state) / 1e9,)
-    with tempfile.TemporaryDirectory() as folder:
-        saves, iteration = Checkpoints(Path(folder), {}), itertools.count(1)
-        times = interleaved({"save": lambda: saves.save(next(iteration), state, {})}, repeats=min(repeats, 2))
-        on_disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 2e9  # two are kept
-        yield Row("saving a checkpoint, 1M steps in replay", "s", times["save"])
-        started = time.perf_counter()
-        saves.restore(state, lambda marks: None)
-        yield Row("  restoring it", "s", (time.perf_counter() - started,))
-    yield Row("  its size, vs the arrays in memory", "GB", (on_disk,), size)
 
 
 def logging(repeats: int) -> Iterator[Row]:

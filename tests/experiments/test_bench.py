@@ -1,11 +1,15 @@
 """The benchmark: its ratios and table on made-up times, and one real row."""
 
+import dataclasses
 import json
+import re
 from typing import get_args
 
+import jax.numpy as jnp
 import pytest
 
 from experiments import bench
+from experiments.harness import memory
 from experiments.harness.catalogue import catalogue
 from experiments.harness.timing import Goal, Row, interleaved, rates, scaled, table
 
@@ -94,6 +98,44 @@ def test_the_replay_is_measured_for_real(tmp_path, capsys, monkeypatch):
     goals = [(row["unit"], row["goal"], len(row["ours"])) for row in figures["rows"]]
     assert goals == [("µs", "<= 1.10", 2), ("µs", "<= 1.10", 2), ("µs", None, 2)]
     assert all(seconds > 0 for row in figures["rows"] for seconds in row["ours"] + row["reference"])
+
+
+def test_a_resumed_rainbow_is_the_one_that_was_saved_bit_for_bit():
+    """The benchmark of a million steps with 10,000, of which the frames are a large array of a checkpoint too."""
+    small = dataclasses.replace(bench.checkpoint.CONFIG, replay_capacity=10_000, hidden=16, batch_size=4)
+    rows = {row.what.strip(): row for row in bench.checkpoint.rows(1, small)}
+    assert set(rows) == {
+        "saving a checkpoint, 10,000 steps in replay",
+        "restoring it in another process",
+        "its size, vs the arrays in memory",
+        "what was restored: equal arrays, of all",
+        "the next batch drawn: equal arrays, of all",
+        "all after 50 updates: equal arrays, of all",
+    }
+    assert [row.met for row in rows.values()] == [None] * 3 + [True] * 3
+    assert rows["its size, vs the arrays in memory"].reference[0] * 1e9 > 10_000 * 7069
+
+
+def test_an_array_that_is_not_restored_is_noticed(monkeypatch):
+    one = {"a": "1", "b": "2"}
+    whole = bench.checkpoint.Found(one, one, one, 50, (1.0,), 7.0)
+    found = iter([whole, whole._replace(drawn={"a": "1", "b": "3"}, later={"a": "1"})])
+    monkeypatch.setattr(bench.checkpoint, "_in_a_process_of_its_own", lambda *_: next(found))
+    restored, drawn, later = list(bench.checkpoint.rows(1))[3:]
+    assert [(row.ratio, row.met) for row in (restored, drawn, later)] == [(1.0, True), (0.5, False), (0.5, False)]
+
+
+def test_a_digest_is_of_the_bytes():
+    array = jnp.zeros((3, 5, 2), jnp.uint8)
+    same, changed = jnp.zeros((3, 5, 2), jnp.uint8), array.at[2, 4, 1].set(1)
+    digest = bench.checkpoint._digests
+    assert digest({"a": array}) == digest({"a": same}) != digest({"a": changed})
+
+
+def test_what_does_not_fit_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 7_000_000_000)
+    assert list(bench.checkpoint.rows(1)) == []
+    assert re.match(r"replay and learner 7\.\d\d GB: .* free there; no checkpoint is", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("argv", [["--repeats", "0"], ["--only", "projecton"]])
