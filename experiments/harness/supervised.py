@@ -221,8 +221,10 @@ def make_learner(
         # Rows are dealt out in turn: so each device has its share of every part where the batch is divided.
         dealt = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
         start = jax.tree.map(jnp.zeros_like, state.params), state.rest, _nothing()
-        # Convolutions in a rolled loop take many times as long on XLA's CPU backend.
-        return jax.lax.scan(add, start, dealt, unroll=jax.default_backend() == "cpu")[0]
+        # Convolutions in a rolled loop take many times as long on XLA's CPU backend;
+        # unrolled, all parts are in memory at once.
+        convolves = any(leaf.ndim > 3 for leaf in jax.tree.leaves(state.params))
+        return jax.lax.scan(add, start, dealt, unroll=convolves and jax.default_backend() == "cpu")[0]
 
     def step(state: State, batch: Any) -> tuple[State, Array, PyTree]:
         """The state after an update, the loss, and what was added to the parameters."""

@@ -92,6 +92,15 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole():
     assert_close(parts.since, whole.since, rtol=1e-6)
 
 
+def test_a_batch_in_parts_takes_the_memory_of_a_part():
+    memory = []
+    for parts in (1, 4):
+        made, (batch,) = learner(accumulate=parts), batches(1, rows=4096 * parts)
+        compiled_update = jax.jit(made.update).lower(jax.eval_shape(made.init, jax.random.key(0)), batch).compile()
+        memory.append(compiled_update.memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 2 * memory[0]
+
+
 def test_averages_follow_the_weights():
     states = trained(learner(ema=0.2), 3)
     expected = states[0].params
