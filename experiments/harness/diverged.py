@@ -55,9 +55,9 @@ class Diverged:
             )
         self._untold = []
 
-    def scores(self, values: Num[np.ndarray, "seeds *rest"]) -> Float[np.ndarray, "seeds *rest"]:
-        """Each seed's values; NaN for those that have diverged."""
-        return np.where(self.seeds.reshape(-1, *(1 for _ in values.shape[1:])), np.nan, values)
+    def scores(self, values: Num[np.ndarray, " seeds"]) -> Float[np.ndarray, " seeds"]:
+        """Each seed's number; NaN for those that have diverged."""
+        return np.where(self.seeds, np.nan, values)
 
 
 def not_finite(of_seeds: PyTree) -> list[int]:

@@ -118,7 +118,7 @@ def test_the_last_seed_ends_the_run_even_if_the_first_has_recovered():
         diverged.tell(updates)
     (line,) = opened.said
     assert line == "run, seed 5: the loss is not finite at update 10; it has no scores from there on"
-    np.testing.assert_array_equal(diverged.scores(np.array([[1, 2], [3, 4]])), [[1, 2], [np.nan, np.nan]])
+    np.testing.assert_array_equal(diverged.scores(np.array([1, 2])), [1, np.nan])
     diverged.add([0])
     with pytest.raises(harness.NonFinite, match="loss of every seed nan 30"):
         diverged.tell(30)

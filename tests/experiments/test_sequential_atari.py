@@ -186,6 +186,22 @@ def test_a_run_whose_seeds_all_diverge_ends(tmp_path, monkeypatch):
         run_one(tiny(), tmp_path)
 
 
+def test_a_sequence_that_diverges_keeps_no_fresh_agent_from_training(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def diverging(config, options):
+        ran.append(config.tasks)
+        if config.passes > 1:
+            raise harness.NonFinite("the loss is nan")
+
+    monkeypatch.setattr(sequential_atari, "_run_one", diverging)
+    assert (
+        dispatch(["sequential-atari", "--tasks", "switching-dim,bricks", "--passes", "2", "--out", str(tmp_path)]) == 1
+    )
+    assert ran == ["switching-dim,bricks", "switching-dim", "bricks"]
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the loss is nan"
+
+
 def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):
     def none_left(parts, device, remedy):
         assert parts["replay"] > 60_000 and parts["networks and optimizers"] > 1_000  # of two seeds
