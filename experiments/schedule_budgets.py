@@ -45,12 +45,12 @@ from nap.tables import format_table
 NAME = "schedule-budgets"
 OPTIMIZERS: tuple[Optimizer, ...] = ("momentum", "adam")
 RATES = {"momentum": (0.01, 0.03, 0.1, 0.3, 1.0), "adam": (1e-3, 3e-3, 1e-2, 3e-2, 0.1)}
-PROFILES = {
-    "rex": profiles.rex(),
-    "linear": profiles.linear(),
-    "cosine": profiles.cosine(),
-    "one-cycle": profiles.one_cycle(),
-    "exponential": profiles.exponential(0.01),
+PROFILES: dict[str, Callable[[], profiles.Profile]] = {
+    "rex": profiles.rex,
+    "linear": profiles.linear,
+    "cosine": profiles.cosine,
+    "one-cycle": profiles.one_cycle,
+    "exponential": functools.partial(profiles.exponential, 0.01),
 }
 SCHEDULES = (*PROFILES, "step")
 LOW = 0.1
@@ -128,7 +128,7 @@ def schedule_of(name: str, peak: float, steps: int, readings: int = 0) -> optax.
     """A schedule by its name, its profile read at every update or so many times a run."""
     if name == "step":
         return schedules.step(peak, steps)
-    return schedules.follow(peak, steps, PROFILES[name], readings=readings or None)
+    return schedules.follow(peak, steps, PROFILES[name](), readings=readings or None)
 
 
 def main(argv: list[str]) -> int:

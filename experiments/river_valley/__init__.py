@@ -57,7 +57,11 @@ from nap.schedules import profiles
 from nap.tables import format_table
 
 NAME = "river-valley"
-RATES = {"sgd": (0.1, 0.3, 1.0), "momentum": (0.01, 0.03, 0.1), "adam": (1e-3, 3e-3, 1e-2)}
+RATES = {
+    "sgd": (0.1, 0.3, 1.0, 3.0),
+    "momentum": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "adam": (1e-3, 3e-3, 1e-2, 3e-2),
+}
 SCHEDULES = ("wsd-s", "wsd", "cosine-cycles", "cosine-each")
 RIVALS = ("wsd", "cosine-cycles")
 DECAY = 0.1
