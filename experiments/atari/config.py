@@ -80,7 +80,7 @@ class Config:
     update_period: int = 4
     """Agent steps for each update."""
     target_period: int = 2000
-    """Updates between copies to the target network, counted as if there had been some from the first frame on."""
+    """Updates between copies to the target network; the first period begins with the run, not with the first update."""
     reward: Literal["clipped", "raw"] = "clipped"
     """What is learned from: the game's rewards clipped to -1 to 1, or as they are. Scores are never clipped."""
     gamma: float = 0.99
