@@ -78,7 +78,7 @@ def _read_to_devices(path: Path, like: Any) -> tuple[Any, int]:
 
     sharding = getattr(like, "sharding", None)
     array, checksum = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=sharding)(), 0
-    put = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0)
+    put = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0, out_shardings=sharding)
     strides = [like.dtype.itemsize * math.prod(like.shape[axis + 1 :]) for axis in range(like.ndim)]
     with open(path, "rb") as file:
         for place, shape, known in _places(like.shape, like.dtype.itemsize):
