@@ -126,7 +126,10 @@ def _places(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[int, 
     import numpy as np
 
     row_bytes = [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    axis = next(axis for axis, size in enumerate(row_bytes) if size <= _BLOCK_BYTES)
+    axis = next((axis for axis, size in enumerate(row_bytes) if size <= _BLOCK_BYTES), None)
+    if axis is None:  # a single number
+        yield (), (), 0
+        return
     length = shape[axis]
     rows = min(length, _BLOCK_BYTES // row_bytes[axis])
     piece = (1,) * axis + (rows,) + shape[axis + 1 :]

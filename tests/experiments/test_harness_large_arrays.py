@@ -117,6 +117,7 @@ ARRAYS = pytest.mark.parametrize(
         ((4, 1, 300), "uint8"),
         ((1001,), "bool"),
         ((600,), "bfloat16"),
+        ((), "int32"),
     ],
 )
 
