@@ -218,16 +218,13 @@ def _train(config: Config, task: Task, opened: harness.Run) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
     shape = (len(config.schedules), len(config.budgets), len(config.rates), config.seeds, len(SCORES))
     scores = np.full(shape, np.nan, np.float32)
-
-    @functools.cache
-    def training(updates: int) -> Callable[[np.ndarray], np.ndarray]:
-        train = make_training(config.problem, task, config.method, config.optimizer, updates)
-        return scores_over_seeds(train, task, len(config.rates), seeds)
+    make = functools.partial(make_training, config.problem, task, config.method, config.optimizer)
+    train = scores_over_seeds(make, task, len(config.rates), seeds)
 
     def stage(budget: int, which: int) -> None:
         updates, schedule = config.lengths[budget], config.schedules[which]
         followed = [schedule_of(schedule, rate, updates, config.readings) for rate in config.rates]
-        scores[which, budget] = training(updates)(np.stack([one(np.arange(updates)) for one in followed]))
+        scores[which, budget] = train(np.stack([one(np.arange(updates)) for one in followed]))
         _record(config, opened, schedule, budget, scores[which, budget])
 
     cells = itertools.product(range(len(config.budgets)), range(len(config.schedules)))

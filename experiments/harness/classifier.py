@@ -160,11 +160,19 @@ def over_seeds(
 
 
 def scores_over_seeds(
-    training: Callable[[Data, Own], Trained], task: Task, runs: int, seeds: range
+    make: Callable[[int], Callable[[Data, Own], Trained]], task: Task, runs: int, seeds: range
 ) -> Callable[[np.ndarray], Float[np.ndarray, "runs seeds scores"]]:
-    """As `over_seeds`, of a function that `make_training` returned, but of the scores alone: one array."""
-    train = over_seeds(lambda data, own: training(data, own).scores, task, runs, seeds)
-    return lambda rates: np.stack([*map(train(rates).get, SCORES)], axis=-1)
+    """As `over_seeds`, but of runs of any length, and of the scores alone: one array.
+
+    `make` is `make_training` of a number of updates; what it returns is compiled once for each number.
+    """
+
+    @functools.cache
+    def of_length(updates: int) -> Callable[[np.ndarray], PyTree]:
+        training = make(updates)
+        return over_seeds(lambda data, own: training(data, own).scores, task, runs, seeds)
+
+    return lambda rates: np.stack([*map(of_length(rates.shape[-1])(rates).get, SCORES)], axis=-1)
 
 
 def best_peak(scores: Float[np.ndarray, "peaks *others scores"]) -> int:

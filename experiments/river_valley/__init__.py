@@ -191,28 +191,25 @@ def _train(config: Config, task: Task, opened: harness.Run) -> None:
     toys = _toys_to_fill(config)
     shape = (len(SCHEDULES), len(config.rates), len(budgets), config.seeds, len(SCORES))
     scores = np.full(shape, np.nan, np.float32)
-
-    @functools.cache
-    def training(updates: int) -> Callable[[np.ndarray], np.ndarray]:
-        train = make_training(config.problem, task, config.method, config.optimizer, updates)
-        return scores_over_seeds(train, task, len(config.rates), seeds)
+    make = functools.partial(make_training, config.problem, task, config.method, config.optimizer)
+    train = scores_over_seeds(make, task, len(config.rates), seeds)
 
     def measure() -> None:
         for name, values in {**measure_valley(VALLEY, keys), **measure_bigrams(config.bigrams, keys)}.items():
             toys[name][:] = values
         _record_toys(config, opened, toys)
 
-    def train(which: int) -> None:
+    def stage(which: int) -> None:
         schedule, of_schedule = SCHEDULES[which], scores[which]
         for i, budget in enumerate(budgets):
             multipliers = rates_until(schedule, budgets, i)
             filled = np.pad(multipliers, (0, budget - len(multipliers)))  # an update at rate 0 changes no weight
-            of_schedule[:, i] = training(budget)(np.array(config.rates)[:, None] * filled)
+            of_schedule[:, i] = train(np.array(config.rates)[:, None] * filled)
         lost = of_schedule[best_peak(of_schedule)].sum()
         opened.check_finite(f"test loss of {schedule} at its best peak", lost, updates=budgets[-1])
         _record_trained(config, opened, schedule, of_schedule)
 
-    stages = [measure, *(functools.partial(train, which) for which in range(len(SCHEDULES)))]
+    stages = [measure, *(functools.partial(stage, which) for which in range(len(SCHEDULES)))]
     run_stages(opened, {**toys, "scores": scores}, stages)
     opened.finish(_summary(config, toys, scores))
 

@@ -205,15 +205,15 @@ def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """The logged run first, then the training runs of one schedule after another."""
     assert config.lr is not None, "_parse fills it in"
     seeds, order = range(config.seed, config.seed + config.seeds), ORDERS[config.optimizer]
-    training = make_training(config.problem, task, config.method, config.optimizer, config.updates)
+    make = functools.partial(make_training, config.problem, task, config.method, config.optimizer)
     logged = [part + NORMS[order] for part in config.parts] + ["weight_norm", "elr"] * bool(config.problem.hidden)
     trace = {name: np.full((config.seeds, config.updates), np.nan, np.float32) for name in logged}
     scores = np.full((len(SCHEDULES), len(config.peaks), config.seeds, len(SCORES)), np.nan, np.float32)
     peaks = config.lr * np.array(config.peaks)
-    again = scores_over_seeds(training, task, len(peaks), seeds)
+    again = scores_over_seeds(make, task, len(peaks), seeds)
 
     def log() -> None:
-        of_run = over_seeds(training, task, 1, seeds)(np.full((1, config.updates), config.lr))
+        of_run = over_seeds(make(config.updates), task, 1, seeds)(np.full((1, config.updates), config.lr))
         for name in logged:
             trace[name][:] = of_run.trace[name][0]
         for part in config.parts:  # a network whose units are all silent has no gradient, and no refined schedule
