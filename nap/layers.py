@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from nap.activations import Activation, ActivationName, make_activation
 from nap.checks import check_choice
-from nap.convolution import Padding, convolve
+from nap.linear_maps import Padding, convolve, multiply
 from nap.roles import Role
 from nap.steps import wide
 
@@ -161,7 +161,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         """The layer's activations: `features_per_unit` of the activation for each unit."""
         x = as_floats(x)
-        return self.activation(finish(self, x @ self.kernel[...].astype(x.dtype)))
+        return self.activation(finish(self, multiply(x, self.kernel[...].astype(x.dtype))))
 
 
 class Conv(nnx.Module):
@@ -244,7 +244,7 @@ class Output(nnx.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """The head's outputs."""
         x = as_floats(x)
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = multiply(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

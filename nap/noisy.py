@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from nap.activations import Activation, ActivationName, make_activation
 from nap.checks import check_choice
 from nap.layers import Norm, as_floats, finish, norm_or_bias, uniform_fan_in
+from nap.linear_maps import multiply
 from nap.roles import Role
 
 SIGMA = 0.1
@@ -108,12 +109,12 @@ def _noisy_product(
 ) -> Float[Array, "*batch outputs"]:
     """x (W + S * f(a) f(b)^T), and the noise on the bias; as two products, so that examples have noise of their own."""
     x = as_floats(x)
-    product = x @ layer.kernel[...].astype(x.dtype)
+    product = multiply(x, layer.kernel[...].astype(x.dtype))
     if key is None:
         return product
     shapes = [(*x.shape[:-1], n) for n in layer.kernel.shape]
     a, b = (factor(k, shape) for k, shape in zip(jax.random.split(key), shapes, strict=True))
-    noise = (x * a.astype(x.dtype)) @ layer.noise[...].astype(x.dtype)
+    noise = multiply(x * a.astype(x.dtype), layer.noise[...].astype(x.dtype))
     if layer.noise_bias is not None:
         noise = noise + layer.noise_bias[...].astype(x.dtype)
     return product + noise * b.astype(x.dtype)

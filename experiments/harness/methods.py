@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import nap
@@ -229,7 +231,7 @@ def make_optimizer(
     try:
         rivals.check(rivals_config)
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
-        clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+        clip = [_clip_by_global_norm(config.clip)] if config.clip else []
         optimizer = _step(method, config, context)
         if setting.forget_at:
             optimizer = interventions.reset_optimizer_state(optimizer, every=setting.forget_at)
@@ -248,6 +250,20 @@ def make_optimizer(
         affine = fitting if nap_config.affine == "auto" else nap_config.affine
         return nap.normalize_and_project(optimizer, affine=affine, every=nap_config.project_every)
     return optax.with_extra_args_support(optimizer)
+
+
+def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """What `optax.clip_by_global_norm` does, by one factor for all gradients.
+
+    Optax divides each entry by the norm; XLA's CPU backend writes the quotients to memory and reads them twice, which
+    takes 1 to 5 % of a Rainbow update's time.
+    """
+
+    def clip(gradients: PyTree, _: PyTree | None) -> PyTree:
+        factor = jnp.minimum(1.0, largest / optax.tree.norm(gradients))
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients)
+
+    return optax.stateless(clip)
 
 
 def _step(method: Method, config: OptimizerConfig, context: Context) -> optax.GradientTransformation:
