@@ -46,7 +46,8 @@ def make_prioritized_replay(
 
     A transition is drawn with probability (1 - u) p^e / sum(p^e) + u / N, where u is `uniform_probability`, e is
     `exponent`, and N counts the transitions in the ring. A new one has the largest priority seen so far. The rows that
-    are only context (see `agents.replay.make_replay`) have priority 0, and so has whatever `update` gives it.
+    are only context (see `agents.replay.make_replay`) have priority 0, and so has whatever `update` gives it. Where all
+    have it, draws are uniform.
 
     Args:
         capacity: steps to hold over all environments.
@@ -89,11 +90,13 @@ def make_prioritized_replay(
         one = jax.random.randint(uniform_key, (batch_size,), 0, num_envs * starts)
         first = jnp.where(full, row, 0) + stack - 1
         uniform = one // starts * length + (first + one % starts) % length
-        coin = jax.random.uniform(coin_key, (batch_size,))
-        index = jnp.where(coin < uniform_probability, uniform, draw(state.tree, tree_key, batch_size))
-        share = state.tree[state.tree.size // 2 + index] / state.tree[1]
+        coin, total = jax.random.uniform(coin_key, (batch_size,)), state.tree[1]
+        # A small ring may hold nothing but truncated steps, and these have priority 0 once they have been drawn.
+        index = jnp.where((coin < uniform_probability) | (total == 0), uniform, draw(state.tree, tree_key, batch_size))
+        share = state.tree[state.tree.size // 2 + index] / total
         by_chance = 1 / (num_envs * starts)
         probability = (1 - uniform_probability) * share + uniform_probability * by_chance
+        probability = jnp.where(total == 0, by_chance, probability)
         environment, now = jnp.divmod(index, length)
         rows = (now[:, None] + jnp.arange(1 - stack, n_step + 1)) % length
         steps = jax.tree.map(lambda leaf: leaf[environment[:, None], rows], state.ring.experience)

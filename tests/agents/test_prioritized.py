@@ -171,6 +171,16 @@ def test_what_has_priority_zero_is_never_drawn_even_with_exponent_zero():
     assert len(zero) == 2 and not np.isin(zero, replay.sample(state, jax.random.key(0)).index).any()
 
 
+@pytest.mark.parametrize("uniform", [0.0, 0.2])
+def test_where_all_priorities_are_zero_draws_are_uniform(uniform):
+    """As in a small ring where all steps that a transition may start at are truncated."""
+    replay = replay_for(uniform=uniform, batch=1000)
+    rows = jnp.asarray(starts_of(30))
+    sample = replay.sample(replay.update(filled(replay, 30), rows, jnp.zeros(rows.size)), jax.random.key(0))
+    assert set(sample.index.tolist()) == set(rows.tolist())
+    np.testing.assert_allclose(sample.rarity, 1, rtol=1e-6)
+
+
 def test_a_restored_state_goes_on_bit_for_bit():
     replay = replay_for(uniform=0.1, batch=16)
 
