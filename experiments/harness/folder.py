@@ -151,13 +151,16 @@ def _holder(folder: Path) -> str:
 
 def _read_config(path: Path, fresh: bool) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError
     except FileNotFoundError:
         return None
     except ValueError:
         if fresh:
             return None
-        raise UserError(f"{path} is damaged: it is not JSON; --fresh starts this run over") from None
+        raise UserError(f"{path} is damaged: it is not a JSON object; --fresh starts this run over") from None
+    return found
 
 
 def _clear(folder: Path) -> None:

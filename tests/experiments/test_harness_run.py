@@ -191,9 +191,10 @@ def test_a_folder_of_another_configuration_is_refused_even_by_fresh(tmp_path):
     assert (target / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
-def test_a_damaged_config_file_is_met_in_words(tmp_path):
+@pytest.mark.parametrize("text", ['{"experiment": "coun', "[]", "null"])
+def test_a_damaged_config_file_is_met_in_words(tmp_path, text):
     folder = run_in_process(tmp_path)
-    (folder / "config.json").write_text('{"experiment": "coun')
+    (folder / "config.json").write_text(text)
     with (
         pytest.raises(harness.UserError, match=r"config\.json is damaged"),
         harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path), label="seed0"),
