@@ -233,7 +233,7 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
         first_rows = itertools.islice(io.BytesIO(data), _ROWS_WITH_ALL_NAMES)
         names = dict.fromkeys(name for row in first_rows for name in json.loads(row))
         records = records.select(*names, pl.exclude(*names)) if names else records
-    except (ValueError, pl.exceptions.ComputeError) as error:
+    except (ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
     done = (folder / DONE).exists()
     if "seed" in records.columns:
