@@ -3,14 +3,19 @@
 Its sequences and transitions are tested with those of the uniform replay, in test_replay.py.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
+from agents.dqn import Agent, AgentState, Learned
+from agents.loops import make_functions
 from agents.prioritized import importance_weights, make_prioritized_replay
-from agents.replay import Replay, Step
+from agents.replay import Replay, Step, transitions
 from agents.sum_tree import leaves_for
 
 ENVS, LENGTH, STACK, N_STEP, BATCH = 3, 11, 4, 2, 25_000
@@ -85,6 +90,28 @@ def test_importance_weights_by_hand():
     for exponent in (0.0, 0.5):
         np.testing.assert_allclose(importance_weights(jnp.array([0.0, 2.0]), exponent), [0, 1])
         np.testing.assert_allclose(importance_weights(jnp.zeros(2), exponent), [0, 0])
+
+
+def test_importance_weights_have_the_exponent_of_their_update():
+    """The agent here tells the smallest weight of its batch: (1 / 100)^(exponent / 2) by priorities 1 and 100."""
+    replay = make_prioritized_replay(12, 1, 64, 1, 1, (1, 1), exponent=0.5, uniform_probability=0.0)
+    state = replay.init()
+    for action in range(12):
+        one = np.ones(1, np.float32)
+        state = replay.add(state, Step(np.zeros((1, 1, 1), np.uint8), np.full(1, action, np.int32), one, one, one == 0))
+    state = replay.update(state, jnp.arange(11), jnp.where(jnp.arange(11) % 2, 100.0, 1.0))
+
+    def learn(agent, batch, key):
+        return agent, Learned(jnp.min(batch.weight), jnp.ones(64))
+
+    unused = lambda *given: None  # noqa: E731
+    agent = Agent(unused, unused, unused, learn, learn)
+    one = functools.partial(transitions, stack=1, n_step=1, gamma=0.9, clip_reward=True)
+    functions = make_functions(agent, replay, one, optax.linear_schedule(0.4, 1.0, 10))
+    for updates, exponent in ((0, 0.4), (5, 0.7), (10, 1.0), (20, 1.0)):
+        before = AgentState({}, {}, (), jnp.asarray(updates))
+        loss = functions.learn(before, jax.tree.map(jnp.copy, state), jax.random.key(0))[2]
+        np.testing.assert_allclose(loss, 0.01 ** (exponent / 2), rtol=1e-5)
 
 
 def test_fully_corrected_draws_are_uniform_on_average():
