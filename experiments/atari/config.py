@@ -209,6 +209,7 @@ def resolve(config: Config) -> Config:
     positive += ("target_period", "replay_capacity", "log_every", "project_every")
     values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
     least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "hidden", "evaluation_frames")
+    least_0 += ("exploration_frames",)
     lowest = dict.fromkeys(positive, 1) | dict.fromkeys(least_0, 0)
     for name, least in lowest.items():
         if not least <= values[name] < math.inf:
@@ -218,6 +219,9 @@ def resolve(config: Config) -> Config:
     for name in ("epsilon_end", "evaluation_epsilon", *probabilities):
         if not 0 <= values[name] <= 1:
             raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must lie in 0 to 1")
+    for name in ("adam_b1", "adam_b2"):
+        if not 0 <= values[name] < 1:
+            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
     if config.frames % config.iteration_frames:
         nearest = max(1, round(config.frames / config.iteration_frames)) * config.iteration_frames
         raise harness.UserError(
@@ -238,10 +242,12 @@ def resolve(config: Config) -> Config:
             f"--min-replay-frames {config.min_replay_frames}: it must be at least "
             f"{max(sequence, FRAME_SKIP * config.batch_size)}, for the first batch"
         )
-    if config.total_updates < 1:
+    # What is due after the last step is not made.
+    fewest = config.min_replay_frames + FRAME_SKIP * config.update_period + step
+    if config.frames < fewest:
         raise harness.UserError(
-            f"--min-replay-frames {config.min_replay_frames}: it must be at most "
-            f"{config.frames - FRAME_SKIP * config.update_period}, for an update within --frames {config.frames}"
+            f"--frames {config.frames}: it must be at least {fewest}, for an update every {config.update_period} agent "
+            f"steps after --min-replay-frames {config.min_replay_frames}"
         )
     if config.replay_capacity < sequence // FRAME_SKIP:
         raise harness.UserError(

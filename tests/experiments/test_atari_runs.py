@@ -229,6 +229,12 @@ def test_a_game_that_diverges_ends_alone(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_the_fewest_frames_that_are_taken_make_an_update(tmp_path):
+    argv = arguments(tmp_path, game="catch", agent="dqn", evaluation_episodes=1, min_replay_frames=1256)
+    assert dispatch(argv) == 0
+    assert records(folder_of(tmp_path), "eval")[-1]["updates"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -238,7 +244,12 @@ def test_a_game_that_diverges_ends_alone(tmp_path, capsys, monkeypatch):
         ({"iteration_frames": 12, "frames": 24}, "--iteration-frames 12: it must be a multiple of 8 "),
         ({"min_replay_frames": 55}, "--min-replay-frames 55: it must be at least 56, for the first batch"),
         ({"min_replay_frames": 56, "batch_size": 15}, "--min-replay-frames 56: it must be at least 60, "),
-        ({"min_replay_frames": 1280}, "--min-replay-frames 1280: it must be at most 1264, "),
+        ({"min_replay_frames": 1280}, "--frames 1280: it must be at least 1304, for an update every 4 agent steps "),
+        ({"min_replay_frames": 1260}, "--frames 1280: it must be at least 1284, for an update every 4 agent steps "),
+        ({"update_period": 1000}, "--frames 1280: it must be at least 4264, for an update every 1000 agent steps "),
+        ({"adam_b1": 1.0}, "--adam-b1 1.0: it must be at least 0 and below 1"),
+        ({"adam_b2": -0.5}, "--adam-b2 -0.5: it must be at least 0 and below 1"),
+        ({"exploration_frames": -1}, "--exploration-frames -1: it must be at least 0"),
         ({"replay_capacity": 13}, "--replay-capacity 13: it must be at least 14"),
         ({"frames": -640}, "--frames -640: it must be at least 1"),
         ({"log_every": 0}, "--log-every 0: it must be at least 1"),
