@@ -191,7 +191,8 @@ def parse_options(
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """The exit code of `command()`; an expected end is told in a line on stderr.
 
-    Expected are bad input, a file or folder that cannot be read or written, a stopped run and Ctrl-C.
+    Expected are bad input, a file or folder that cannot be read or written, and a stopped run. KeyboardInterrupt, of a
+    second Ctrl-C, is for `python -m experiments` itself.
     """
     try:
         return command() or 0
@@ -206,9 +207,6 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
             raise
         print_error(UserError(f"{error.filename}: {error.strerror}"))
         return UserError.exit_code
-    except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 

@@ -122,13 +122,30 @@ def raising(error: BaseException):
         (harness.DiskFull("full"), 1),
         (harness.Interrupted("stopped", 2), 130),
         (harness.Interrupted("stopped", 15), 143),
-        (KeyboardInterrupt(), 130),
     ],
 )
 def test_every_expected_end_is_one_line_and_its_exit_code(error, code, capsys):
     assert run(study=raising(error))[0] == code
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and "Traceback" not in shown
+
+
+def test_a_second_interrupt_ends_at_once_whatever_threads_are_left():
+    """As orbax leaves some, when the interrupt comes in the middle of a save."""
+    program = """if True:
+        import runpy, sys, threading, time
+        from experiments import schedules
+        def main(argv):
+            threading.Thread(target=time.sleep, args=(100,)).start()
+            raise KeyboardInterrupt
+        schedules.main = main
+        sys.argv = ["experiments", "schedules"]
+        runpy.run_module("experiments", run_name="__main__")
+    """
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, timeout=80, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "stopped at once; the same command goes on from the last checkpoint\n"
 
 
 def test_an_unexpected_error_is_not_hidden():
