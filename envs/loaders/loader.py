@@ -147,13 +147,18 @@ def extra(module: str, what: str) -> Any:
     """Imports a package of the extra `data`.
 
     Raises:
-        ValueError: it is not installed; the line says for what it is needed and how to get it.
+        ValueError: it, or a module that it needs itself, is not installed; the line says which, for what it is needed
+            and how to get it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = {"PIL.Image": "pillow"}.get(module, module)
-        raise ValueError(f"{what} needs {package}: `pip install {package}`, or the extra data") from error
+        root = module.partition(".")[0]
+        package = {"PIL": "pillow", "absl": "absl-py"}.get(root, root)
+        missing = error.name or module
+        itself = f"{module}.".startswith(f"{missing}.")
+        needed = package if itself else f"{package}, which can't be imported without {missing}"
+        raise ValueError(f"{what} needs {needed}: `pip install {package}`, or the extra data") from error
 
 
 def _numbered(batch_at: Callable[[int], Any], batch_size: int, examples: int, stop: int, workers: int) -> Loader:

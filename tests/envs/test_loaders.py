@@ -1,6 +1,7 @@
 """Batches of images in memory: each example once an epoch, the same from any position, in any number of processes."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,18 @@ def test_what_can_not_be(numbered):
         endless(lambda step: step, 4, 0)
     with pytest.raises(ValueError, match=r"loading tea needs no_such_package: `pip install .*extra data"):
         extra("no_such_package", "loading tea")
+
+
+def test_what_a_package_itself_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "package_of_tea.py").write_text("import no_such_leaves.green")
+    monkeypatch.syspath_prepend(tmp_path)
+    line = r"^loading tea needs package_of_tea, which can't be imported without no_such_leaves: `pip install package_of"
+    with pytest.raises(ValueError, match=line):
+        extra("package_of_tea", "loading tea")
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)
+    with pytest.raises(ValueError, match=r"^loading tea needs pillow: `pip install pillow`"):
+        extra("PIL.Image", "loading tea")
 
 
 def test_an_order_can_not_be_changed_by_who_asks_for_it():
