@@ -100,11 +100,16 @@ def project(params: PyTree, target_norms: Norms) -> PyTree:
             raise ValueError(f"there is a target norm for {missing[0]!r}, but the parameters have no such leaf")
         tensors = [leaves[path] for path in members]
         norm = _norm(tensors, None if target.ndim == 0 else [i for i, n in enumerate(target.shape) if n == 1])
-        usable = (norm > 0) & jnp.isfinite(norm) & (target > 0)
-        factor = jnp.where(usable, target / jnp.where(usable, norm, 1.0), 1.0)
+        factor = factor_to(target, norm)
         for path, tensor in zip(members, tensors, strict=True):
             projected[path] = (wide(tensor) * factor).astype(tensor.dtype)
     return paths.replace(params, projected)
+
+
+def factor_to(target: Float[Array, "..."] | float, norm: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What takes `norm` to `target`; 1 where either is zero, or the norm is not finite."""
+    usable = (norm > 0) & jnp.isfinite(norm) & (target > 0)
+    return jnp.where(usable, target / jnp.where(usable, norm, 1.0), 1.0)
 
 
 def project_weights(

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from nap import checks, paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import SpectralState, first_vectors, follow_spectra, needed, with_roles
 from nap.paths import PyTree
-from nap.projection import RoleSpec
+from nap.projection import RoleSpec, factor_to
 from nap.roles import LeafRole, Role
 from nap.steps import landing, moved, wide
 
@@ -174,7 +174,7 @@ def spectral_normalization(radius: float = 1.0, *, roles: RoleSpec = None) -> op
         new = {}
         for leaf, spectrum in zip(hidden, spectra, strict=True):
             sigma = spectrum.sigma.reshape(spectrum.sigma.shape + (1,) * (len(leaf.shape) - leaf.stacked))
-            new[leaf.path] = weights[leaf.path] * _factor(radius, sigma)
+            new[leaf.path] = weights[leaf.path] * factor_to(radius, sigma)
         return landing(params, updates, new), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -200,7 +200,7 @@ def project_units(radius: float = 1.0, *, roles: RoleSpec = None) -> optax.Gradi
         new = {}
         for leaf in with_roles(params, roles, Role.HIDDEN):
             norm = jnp.linalg.vector_norm(weights[leaf.path], axis=incoming_axes(leaf), keepdims=True)
-            new[leaf.path] = weights[leaf.path] * _factor(radius, norm)
+            new[leaf.path] = weights[leaf.path] * factor_to(radius, norm)
         return landing(params, updates, new), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
@@ -266,12 +266,6 @@ def _fan_in(leaf: LeafRole) -> int:
 
 def _layer(leaf: LeafRole) -> str:
     return leaf.path.rpartition("/")[0]
-
-
-def _factor(radius: float, norm: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What takes `norm` to `radius`; 1 where the norm is zero or not finite."""
-    usable = (norm > 0) & jnp.isfinite(norm)
-    return jnp.where(usable, radius / jnp.where(usable, norm, 1.0), 1.0)
 
 
 def _random_state(key: jax.Array) -> RandomState:
