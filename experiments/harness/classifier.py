@@ -127,33 +127,37 @@ def make_training(
 
 
 def over_seeds(
-    function: Callable[[Data, Own], PyTree], task: Task, runs: int, seeds: range
+    make: Callable[[int], Callable[[Data, Own], PyTree]], task: Task, runs: int, seeds: range
 ) -> Callable[[np.ndarray], PyTree]:
     """Some training runs for every seed, divided among the devices.
 
     Args:
-        function: what `make_training` returned, or a function of one run that is made from it.
-        task: whose data they are.
+        make: `make_training` of a number of updates, or of functions of one run that are made from its. What it returns
+            is compiled once for each number.
+        task: whose data they are; put on the devices once.
         runs: how many runs a seed has.
         seeds: the seeds.
 
     Returns:
-        A function of the runs' learning rates, [runs, updates], or [runs, seeds, updates] where each seed has its own.
-        It returns what `function` does as numpy arrays, with the leading axes [runs, seeds].
+        A function of the runs' learning rates, [runs, updates], or [runs, seeds, updates] where each seed has its own;
+        of any number of updates. It returns what the run's function does as numpy arrays, with the leading axes
+        [runs, seeds].
     """
     count = runs * len(seeds)
     sharing = Seeds(count)
     padded = np.minimum(np.arange(sharing.padded), count - 1)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])[padded % len(seeds)]
     data = sharing.shared(Data(*map(jnp.asarray, task.data)))
-    compiled: list[Callable[..., PyTree]] = []
+    compiled: dict[int, Callable[..., PyTree]] = {}
 
     def train(rates: np.ndarray) -> PyTree:
-        by_seed = np.broadcast_to(rates[:, None] if rates.ndim == 2 else rates, (runs, len(seeds), rates.shape[-1]))
+        updates = rates.shape[-1]
+        by_seed = np.broadcast_to(rates[:, None] if rates.ndim == 2 else rates, (runs, len(seeds), updates))
         own = sharing.divided(Own(keys, jnp.asarray(by_seed.reshape(count, -1)[padded], jnp.float32)))
-        if not compiled:
-            compiled.append(sharing.map(function, at_once=sharing.fit(function, data, own)))
-        trained = compiled[0](data, own)
+        if updates not in compiled:
+            function = make(updates)
+            compiled[updates] = sharing.map(function, at_once=sharing.fit(function, data, own))
+        trained = compiled[updates](data, own)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:count].reshape(runs, len(seeds), *leaf.shape[1:]), trained)
 
     return train
@@ -162,17 +166,14 @@ def over_seeds(
 def scores_over_seeds(
     make: Callable[[int], Callable[[Data, Own], Trained]], task: Task, runs: int, seeds: range
 ) -> Callable[[np.ndarray], Float[np.ndarray, "runs seeds scores"]]:
-    """As `over_seeds`, but of runs of any length, and of the scores alone: one array.
+    """As `over_seeds`, but of the scores alone: one array."""
 
-    `make` is `make_training` of a number of updates; what it returns is compiled once for each number.
-    """
-
-    @functools.cache
-    def of_length(updates: int) -> Callable[[np.ndarray], PyTree]:
+    def scores(updates: int) -> Callable[[Data, Own], PyTree]:
         training = make(updates)
-        return over_seeds(lambda data, own: training(data, own).scores, task, runs, seeds)
+        return lambda data, own: training(data, own).scores
 
-    return lambda rates: np.stack([*map(of_length(rates.shape[-1])(rates).get, SCORES)], axis=-1)
+    train = over_seeds(scores, task, runs, seeds)
+    return lambda rates: np.stack([*map(train(rates).get, SCORES)], axis=-1)
 
 
 def best_peak(scores: Float[np.ndarray, "peaks *others scores"]) -> int:

@@ -213,7 +213,7 @@ def _train(config: Config, task: Task, opened: harness.Run) -> None:
     again = scores_over_seeds(make, task, len(peaks), seeds)
 
     def log() -> None:
-        of_run = over_seeds(make(config.updates), task, 1, seeds)(np.full((1, config.updates), config.lr))
+        of_run = over_seeds(make, task, 1, seeds)(np.full((1, config.updates), config.lr))
         for name in logged:
             trace[name][:] = of_run.trace[name][0]
         for part in config.parts:  # a network whose units are all silent has no gradient, and no refined schedule

@@ -1,13 +1,16 @@
 """Small classifiers by written schedules: against numbers from elsewhere, and seeds that know nothing of each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness.classifier import best_peak, make_training, over_seeds
+from experiments.harness.classifier import SCORES, best_peak, make_training, over_seeds, scores_over_seeds
 from experiments.harness.problems import Problem, load_problem
+from experiments.harness.seeds import Seeds
 from nap.networks import MLP, as_functions
 
 PROBLEM, DIGITS = load_problem(Problem(data="digits", hidden=(16,), batch_size=20))
@@ -16,8 +19,8 @@ UPDATES = 12
 
 def trained(rates, method="layernorm", optimizer="sgd", problem=PROBLEM, seeds=range(3, 5)):
     rates = np.asarray(rates, float)
-    function = make_training(problem, DIGITS, method, optimizer, rates.shape[-1])
-    return over_seeds(function, DIGITS, len(rates), seeds)(rates)
+    make = functools.partial(make_training, problem, DIGITS, method, optimizer)
+    return over_seeds(make, DIGITS, len(rates), seeds)(rates)
 
 
 def test_losses_are_expectations_over_the_noise_of_the_labels():
@@ -67,6 +70,18 @@ def test_an_update_at_rate_0_changes_nothing():
     padded[:, :UPDATES] = short
     one, other = (trained(rates, "nap", "momentum").scores for rates in (short, padded))
     np.testing.assert_allclose(one["test_loss"], other["test_loss"], rtol=1e-5)
+
+
+def test_runs_of_any_length_share_the_data_on_the_devices(monkeypatch):
+    whole, given = Seeds.shared, []
+    monkeypatch.setattr(Seeds, "shared", lambda self, data: given.append(data) or whole(self, data))
+    make = functools.partial(make_training, PROBLEM, DIGITS, "none", "sgd")
+    train = scores_over_seeds(make, DIGITS, 1, range(3, 5))
+    scores = {updates: train(np.full((1, updates), 0.3)) for updates in (UPDATES, 2, UPDATES + 1)}
+    assert len(given) == 1
+    for updates, of_length in scores.items():
+        alone = trained(np.full((1, updates), 0.3), "none").scores
+        np.testing.assert_allclose(of_length, np.stack([alone[name] for name in SCORES], axis=-1), rtol=1e-6)
 
 
 def test_noise_is_drawn_anew_at_every_update_and_hinders():

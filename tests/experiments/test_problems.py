@@ -1,5 +1,7 @@
 """What the studies of schedules learn: text cut by hand, losses and a gradient from elsewhere, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,8 @@ def of_text(text: str, **changes) -> Problem:
 
 def trained(problem, method="none", rates=(0.0,), optimizer="adam"):
     _, task = load_problem(problem)
-    function = make_training(problem, task, method, optimizer, len(rates))
-    return over_seeds(function, task, 1, range(3, 5))(np.asarray(rates)[None]), task
+    make = functools.partial(make_training, problem, task, method, optimizer)
+    return over_seeds(make, task, 1, range(3, 5))(np.asarray(rates)[None]), task
 
 
 def test_text_is_cut_into_whole_sequences_each_target_the_byte_behind(text):

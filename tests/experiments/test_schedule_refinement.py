@@ -1,5 +1,6 @@
 """The study of refined schedules: its computations by hand, then its command line on a few digits."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -78,9 +79,9 @@ def test_only_the_free_norms_grow_and_each_seed_follows_its_own_refined_schedule
 def test_what_is_trained_again_follows_its_own_seeds_refined_schedule(done):
     trace = load_trace(folders(done)["layernorm"])
     problem, digits = load_problem(Problem(data="digits", hidden=(16,), batch_size=20, label_noise=0.5))
-    function = make_training(problem, digits, "layernorm", "sgd", UPDATES)
+    make = functools.partial(make_training, problem, digits, "layernorm", "sgd")
     rates = 0.5 * schedules.refine(trace["gradient_l2"][1], order=2, smooth=0.1)
-    again = over_seeds(function, digits, 1, range(SEEDS[1], SEEDS[1] + 1))(rates[None])
+    again = over_seeds(make, digits, 1, range(SEEDS[1], SEEDS[1] + 1))(rates[None])
     expected = [again.scores[name].item() for name in SCORES]
     np.testing.assert_allclose(trace["scores"][SCHEDULES.index("refined"), 1, 1], expected, rtol=1e-5)
 
