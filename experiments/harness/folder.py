@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, TIMINGS, SUMMARY, DONE = "config.json", "metrics.jsonl", "timings.jsonl", "summary.json", "DONE"
 CHECKPOINTS, EVENTS, LOCK = "checkpoints", "events.out.tfevents.*", "lock"
+DIVERGED = "DIVERGED"  # {"updates": N}: the run ended there, as `Run.check_finite` found
 FAILED, OUTPUT = "FAILED", "output.log"  # of a sweep
 
 _MOMENT = 0.5  # seconds; whoever only asks whether a folder is held holds it for far less
@@ -87,7 +88,7 @@ def held_by(folder: Path) -> str | None:
 def prepare(
     folder: Path, identity: Mapping[str, Any], digest: str, fresh: bool, extent: Mapping[str, Any]
 ) -> str | None:
-    """Makes the folder this run's, new or to be continued; it no longer says that the run has failed.
+    """Makes the folder this run's, new or to be continued; it no longer says that the run has failed or diverged.
 
     Args:
         folder: the run's folder, locked.
@@ -110,7 +111,8 @@ def prepare(
         change = difference({name: recorded.get(name) for name in identity}, identity)
         if change:
             raise UserError(f"{path} is of another run: {change}; move that folder away, or give another --out")
-    (folder / FAILED).unlink(missing_ok=True)
+    for ended in (FAILED, DIVERGED):
+        (folder / ended).unlink(missing_ok=True)
     if fresh:
         _clear(folder)
         recorded = None

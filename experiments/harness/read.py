@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float
 
 from experiments.harness.errors import UserError
-from experiments.harness.folder import CONFIG, DONE, METRICS
+from experiments.harness.folder import CONFIG, DIVERGED, DONE, METRICS
 from experiments.harness.identity import flatten
 from experiments.harness.records import STEP_NAMES
 
@@ -37,6 +37,7 @@ class LoadedRun:
     seed: int
     records: pl.DataFrame  # a row a record, a column a name; null where a record has no such name
     done: bool
+    diverged_at: int | None = None  # the update by which all seeds of its folder had diverged, and the run ended
     problem: str = ""  # the game; or the stream or sequence of tasks, with the settings in which runs of it differ
     differences: tuple[tuple[str, str], ...] = ()  # settings in which runs of one method differ, beside the seed
 
@@ -233,14 +234,22 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
         first_rows = itertools.islice(io.BytesIO(data), _ROWS_WITH_ALL_NAMES)
         names = dict.fromkeys(name for row in first_rows for name in json.loads(row))
         records = records.select(*names, pl.exclude(*names)) if names else records
+        diverged_at = _diverged_at(folder)
     except (ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
     done = (folder / DONE).exists()
     if "seed" in records.columns:
         for (seed,), of_seed in records.partition_by("seed", as_dict=True, maintain_order=True).items():
-            yield LoadedRun(folder, about, int(seed), of_seed, done)
+            yield LoadedRun(folder, about, int(seed), of_seed, done, diverged_at)
     elif records.height:
-        yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done)
+        yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done, diverged_at)
+
+
+def _diverged_at(folder: Path) -> int | None:
+    try:
+        return json.loads((folder / DIVERGED).read_text())["updates"]
+    except FileNotFoundError:
+        return None
 
 
 def _is_ours(about: Any) -> bool:

@@ -14,8 +14,8 @@
 
 The folder: `config.json` (what was run, with which software), `metrics.jsonl` (the records; no wall-clock time, so
 that a run repeats bit for bit), `timings.jsonl` (everything that has wall-clock time), `events.*` (the records again,
-for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`. A sweep adds `output.log`
-and, where the run failed, `FAILED`.
+for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`; or, where it diverged,
+`DIVERGED`. A sweep adds `output.log` and, where the run failed, `FAILED`.
 
 Several processes that make one run together all open it, and make the same calls in the same order. The first one alone
 has the folder and shows progress; what it finds there, errors and signals reach all of them.
@@ -247,14 +247,21 @@ class Run:
             raise Interrupted(f"stopped by {number.name}; {self._what_is_saved()}; the same command goes on", number)
 
     def check_finite(self, name: str, value: Any, *, updates: int) -> None:
-        """Raises NonFinite when a number is NaN or infinite. Call it before `save`, so that no such state is saved.
+        """Ends the run when a number is NaN or infinite. Call it before `save`, so that no such state is saved.
 
         Args:
             name: what the number is: "loss".
             value: the number; a JAX or NumPy scalar is accepted.
-            updates: how many updates had been made.
+            updates: how many updates had been made; written to `DIVERGED`, for reports.
+
+        Raises:
+            NonFinite: it is.
+            DiskFull: it is, and there is no space to say so.
         """
         if not math.isfinite(number := float(value)):
+            if writes():
+                with self._full_disk():
+                    write_atomically(self.folder / files.DIVERGED, json.dumps({"updates": updates}) + "\n")
             raise NonFinite(f"the {name} is {number} at update {updates} in {self.folder}; {self._what_is_saved()}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:

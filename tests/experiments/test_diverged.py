@@ -11,6 +11,7 @@ from run_folders import folder_in, rows
 
 from experiments import harness, plasticity, pqn
 from experiments.harness.diverged import Diverged, not_finite
+from experiments.harness.read import load_runs
 
 OF_PQN = ["--game", "catch", "--num-envs", "4", "--steps", "4", "--minibatches", "2", "--hidden", "8", "--stack", "1"]
 OF_PQN += ["--frames", "384", "--iteration-frames", "192", "--evaluation-episodes", "3", "--log-every", "2"]
@@ -95,6 +96,10 @@ def test_a_run_ends_when_all_its_seeds_have_diverged(experiment, arguments, coun
     lines = [line for line in capsys.readouterr().err.splitlines() if "not finite" in line or "error" in line]
     assert len(lines) == 1 and lines[0].startswith(f"error: {which} is nan at update ")
     assert not (folder_in(tmp_path) / "DONE").exists()
+    runs = load_runs([tmp_path])
+    assert len(runs) == count
+    for run in runs:
+        assert f" at update {run.diverged_at} in " in lines[0]
 
 
 class Opened:

@@ -57,7 +57,7 @@ class Page(html.parser.HTMLParser):
 
 
 def write_run(out, game, method, seed, evaluations, train=(), agent="double-dqn", lr=1e-4, finish=True):
-    """A run with given mean returns of its evaluations, 1,000 frames apart, and given training records."""
+    """A run with given mean returns of its evaluations, 1,000 frames apart, and training records; gives its folder."""
     config = Config(game=game, method=method, seed=seed, agent=agent, optimizer={"name": "adam", "lr": lr})
     with harness.open_run(
         "atari", config, harness.RunOptions(out=out), label=f"{game}-{agent}-{method}-seed{seed}"
@@ -71,6 +71,7 @@ def write_run(out, game, method, seed, evaluations, train=(), agent="double-dqn"
             run.record(row | {"eval/human_normalised": None if score is None else human_normalised(game, float(score))})
         if finish:
             run.finish({})
+        return run.folder
 
 
 def write_scores(out, scores):

@@ -230,6 +230,15 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_is_not_done(tm
     )
     assert not (folder / "DONE").exists()
     assert (folder / "checkpoints" / "2.json").exists()
+    assert json.loads((folder / "DIVERGED").read_text()) == {"updates": 13}
+
+
+def test_a_run_that_is_begun_again_is_not_diverged_until_it_is(tmp_path):
+    with pytest.raises(harness.NonFinite):
+        run_in_process(tmp_path, fail_at=13)
+    folder = folder_of(tmp_path)
+    with harness.open_run("counter", counter.Config(fail_at=13), harness.RunOptions(out=tmp_path), label="seed0"):
+        assert (folder / "config.json").exists() and not (folder / "DIVERGED").exists()
 
 
 def test_a_full_disk_at_a_record_stops_and_nothing_is_lost(tmp_path, monkeypatch):

@@ -203,7 +203,9 @@ def scores_of(runs: Sequence[LoadedRun], phase: str) -> Scores:
 
 
 def has_diverged(run: LoadedRun) -> bool:
-    """Whether the last evaluation has no return: the loss was no finite number any more."""
+    """Whether the loss was no finite number any more: the last evaluation has no return, or the run ended by it."""
+    if run.diverged_at is not None:
+        return True
     if not {"phase", "eval/return"} <= set(run.records.columns):
         return False
     returns = run.records.filter(pl.col("phase") == "eval")["eval/return"]

@@ -17,7 +17,7 @@ from experiments.harness.report.atari_scores import (
     has_diverged,
     labels,
 )
-from experiments.harness.report.page import folded, listed, minus, row, short, spoken, table, text
+from experiments.harness.report.page import diverged_by, folded, listed, minus, row, short, spoken, table, text
 
 _FEW_RUNS = 20  # more are folded away
 _FEW_NAMES = 3
@@ -239,8 +239,8 @@ def _percent(share: float) -> str:
 
 
 def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
-    diverged = has_diverged(run)
-    human = None if diverged else run.last("eval/human_normalised")
+    lost = has_diverged(run)
+    human = None if lost else run.last("eval/human_normalised")
     updates = run.last("updates")
     return [
         spoken(run.problem),
@@ -249,12 +249,18 @@ def _cells(run: LoadedRun, layers: Sequence[str]) -> list[str]:
         f"{run.reached:,}",
         "–" if updates is None else f"{updates:,.0f}",
         short(run.last("train/return")),
-        short(None if diverged else run.last("eval/return")),
+        short(None if lost else run.last("eval/return")),
         "–" if human is None else f"{100 * human:.1f} %",
         _change(over_layers(run, "weight_norm", layers)),
         _change(over_layers(run, "elr", layers)),
-        "diverged" if diverged else "finished" if run.done else "not finished",
+        _state(run),
     ]
+
+
+def _state(run: LoadedRun) -> str:
+    if has_diverged(run):
+        return diverged_by([run]) or "diverged"
+    return "finished" if run.done else "not finished"
 
 
 def _mean_cells(runs: Sequence[LoadedRun], of_phases: Sequence[Scores]) -> list[str]:

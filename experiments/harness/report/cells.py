@@ -72,8 +72,10 @@ class Cell:
 
     @property
     def diverged(self) -> list[int]:
-        """The seeds whose loss was not finite at some point."""
-        return [seed for seed, table in self.tables.items() if np.isnan(_column(table, "loss")).any()]
+        """The seeds whose loss was not finite at the end of some task, or by which their run ended."""
+        ended = {run.seed for run in self.runs if run.diverged_at is not None}
+        lost = {seed for seed, table in self.tables.items() if np.isnan(_column(table, "loss")).any()}
+        return sorted(ended | lost)
 
     def scores(self, name: str) -> dict[int, Float[np.ndarray, " tasks"]]:
         """For each seed the values of the scored tasks; empty where nothing was recorded under `name`."""

@@ -142,9 +142,20 @@ def software(runs: Sequence[LoadedRun]) -> str:
 
 
 def unfinished(runs: Sequence[LoadedRun]) -> str:
-    """A sentence on the runs that have not finished; "" if all have."""
-    count = len({run.folder for run in runs if not run.done})
-    return f" {count} of them {'has' if count == 1 else 'have'} not finished." if count else ""
+    """Sentences on the runs that have not finished, those apart that have ended by diverging; "" if all have."""
+    ended = {run.folder: run.diverged_at for run in runs if not run.done}
+    lost = sorted(updates for updates in ended.values() if updates is not None)
+    count = len(ended) - len(lost)
+    told = f" {count} of them {'has' if count == 1 else 'have'} not finished." if count else ""
+    return told + (
+        f" {len(lost)} of them diverged, by update {listed(f'{updates:,}' for updates in lost)}." * bool(lost)
+    )
+
+
+def diverged_by(runs: Sequence[LoadedRun]) -> str:
+    """By which update all of some seeds had diverged, and their runs ended; "" where that is not so."""
+    lost = [run.diverged_at for run in runs if run.diverged_at is not None]
+    return f"diverged by update {max(lost):,}" if lost and len(lost) == len(runs) else ""
 
 
 def spoken(name: str) -> str:

@@ -176,7 +176,7 @@ def _how(cells: Sequence[Cell], chosen: Sequence[Cell]) -> str:
     fewest = min(len(cell.runs) for cell in chosen)
     sentences.append(caution(fewest))
     if not all(run.done for cell in chosen for run in cell.runs):
-        sentences.append("A method that has not finished is averaged over fewer tasks, the early ones.")
+        sentences.append("A method that has not finished, or diverged, is averaged over fewer tasks, the early ones.")
     if any(cell.diverged for cell in chosen):
         sentences.append(
             "A seed has diverged when its loss was no finite number at some point; such seeds are left out of every "

@@ -14,7 +14,7 @@ from experiments.harness.report.cells import (
     difference,
     metric_of,
 )
-from experiments.harness.report.page import bold_if_apart, bracketed, row, signed, table, text
+from experiments.harness.report.page import bold_if_apart, bracketed, diverged_by, row, signed, table, text
 from experiments.harness.report.plasticity_figures import by_problem
 from experiments.harness.statistics import Interval
 
@@ -135,4 +135,4 @@ def _seeds(cell: Cell) -> str:
 def _state(cell: Cell) -> str:
     if all(run.done for run in cell.runs):
         return "finished"
-    return f"{cell.tasks} of {cell.planned or '?'} tasks"
+    return diverged_by(cell.runs) or f"{cell.tasks} of {cell.planned or '?'} tasks"

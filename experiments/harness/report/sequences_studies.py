@@ -71,11 +71,11 @@ class Method:
 
     @functools.cached_property
     def diverged(self) -> dict[int, int]:
-        """Of each seed whose evaluations come to have no return, the first visit, from 0, where they have none."""
+        """Of each seed that has diverged, the first visit, from 0, with an evaluation without a return, or its last."""
         return _diverged(self.runs)
 
     def fresh_diverged(self, task: Task) -> list[int]:
-        """The seeds whose fresh agents' evaluations come to have no return."""
+        """The seeds whose fresh agents have diverged."""
         return list(_diverged(self.fresh[task]))
 
     @property
@@ -259,13 +259,15 @@ def _lengths(run: LoadedRun) -> dict[int, int]:
 
 
 def _diverged(runs: Mapping[int, LoadedRun]) -> dict[int, int]:
-    """For each seed the first visit, from 0, with an evaluation that has no return."""
+    """For each seed the first visit, from 0, with an evaluation that has no return; or in which the run diverged."""
     found = {}
     for seed, run in runs.items():
         if {"phase", "visit", "eval/return"} <= set(run.records.columns):
             rows = run.records.filter((pl.col("phase") == "eval") & pl.col("eval/return").is_null())
             if rows.height:
                 found[seed] = int(rows["visit"][0]) - 1
+        if run.diverged_at is not None:
+            found.setdefault(seed, int(run.records["visit"][-1]) - 1)
     return found
 
 

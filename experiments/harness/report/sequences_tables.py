@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from envs.sequence import Task
-from experiments.harness.report.page import bold_if_apart, bracketed, folded, row, short, signed, table, text
+from experiments.harness.report.page import (
+    bold_if_apart,
+    bracketed,
+    diverged_by,
+    folded,
+    row,
+    short,
+    signed,
+    table,
+    text,
+)
 from experiments.harness.report.sequences_scores import Items, Scores, Summary, difference, summary
 from experiments.harness.report.sequences_studies import BySeed, Method, ends_of
 from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
@@ -101,6 +111,8 @@ def state(scores: Scores, method: Method) -> str:
     counts = method.completed(scores.study.sequence.visits).values()
     if not counts:
         return "not begun"
+    if lost := diverged_by(list(method.runs.values())):
+        return lost
     spread = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     return f"{spread} of {len(scores.study.sequence.visits)} visits"
 
