@@ -59,7 +59,11 @@ def plan(argv: list[str]) -> list[harness.Job]:
 
 
 def references(config: Config) -> list[Config]:
-    """A fresh agent for each task alone, with the same budget; none for a sequence of one visit."""
+    """A fresh agent for each task alone, with the same budget; none for a sequence of one visit.
+
+    What is stretched over the sequence is not stretched over a fresh agent's budget: at its updates all is as at the
+    same, the first ones, of the sequence. So the first task's fresh agent is trained as the first visit is.
+    """
     sequence = config.sequence
     if len(sequence.visits) == 1:
         return []
@@ -147,14 +151,15 @@ def _run(config: Config, opened: harness.Run) -> None:
 
 
 def span_of(config: Config) -> Span:
-    """The updates of the whole sequence, and what happens at each."""
+    """The updates of the whole sequence, and what happens at each; a fresh agent has a part of them, the first."""
     each = [config.updates_of(visit.task.frames) for visit in config.sequence.visits]
+    whole = config.run_updates or sum(each)
 
     def over_all(one: Callable[[int], optax.Schedule], choice: str) -> optax.Schedule:
-        return one(sum(each)) if choice == "go-on" else schedules.consecutive([one(updates) for updates in each], each)
+        return one(whole) if choice == "go-on" else schedules.consecutive([one(updates) for updates in each], each)
 
     return Span(
-        config.run_updates or sum(each),
+        whole,
         each[0] if len(set(each)) == 1 else 0,
         over_all(lambda updates: learning_rate(config.optimizer, updates), config.rate),
         over_all(lambda updates: importance_exponent(config, updates), config.importance),

@@ -41,16 +41,19 @@ class Config(atari.Config):
     exploration: Literal["restart", "go-on"] = "restart"
     """Epsilon falls anew in every visit, or once, over the first --exploration-frames of the run."""
     rate: Literal["restart", "go-on"] = "restart"
-    """The learning-rate schedule starts over in every visit, counted in updates; or it is stretched over the run."""
+    """The learning-rate schedule starts over in every visit, counted in updates; or it is stretched over the run, and
+    fresh agents follow the beginning of that, for as many updates as they have."""
     importance: Literal["restart", "go-on"] = "restart"
-    """With prioritized replay, the importance exponent rises to 1 in every visit, or once over the run."""
+    """With prioritized replay, the importance exponent rises to 1 in every visit; or once over the run, and fresh
+    agents have the beginning of that."""
     head: Literal["shared", "own"] = "shared"
     """The output layer is the same for all tasks; or each task has one, which is put in when its visits begin."""
     seeds: Annotated[int, Hidden] = 1
     """How many seeds are trained side by side; filled in for games in JAX."""
     run_updates: Annotated[int, Hidden] = 0
     """Updates of the whole sequence, in the runs of its fresh agents too: so what comes once, at a share of the run,
-    comes at the same update of both. Filled in for methods that have such a thing; 0 for the others."""
+    comes at the same update of both, and a schedule that goes on begins alike. Filled in where there is such a method
+    or schedule; 0 otherwise."""
 
     @property
     def sequence(self) -> Sequence:
@@ -173,7 +176,8 @@ def resolve(config: Config) -> Config:
         _check_games(config, sequence)
     elif not config.full_action_space:
         raise harness.UserError("--full-action-space is missing: the games of a sequence need the same actions")
-    if "plasticity-injection" in parse_method(config.method).interventions:
+    goes_on = "go-on" in (config.rate, config.importance)
+    if goes_on or "plasticity-injection" in parse_method(config.method).interventions:
         updates = sum(config.updates_of(visit.task.frames) for visit in sequence.visits)
         resolved = dataclasses.replace(resolved, run_updates=updates)
     return resolved

@@ -13,7 +13,7 @@ from agents.replay import Step
 from experiments.atari import agent
 from experiments.harness.methods import OptimizerConfig
 from experiments.sequential_atari import references, span_of
-from experiments.sequential_atari.config import PRESETS, of_visit
+from experiments.sequential_atari.config import PRESETS, of_visit, resolve
 from experiments.sequential_atari.players import InJax
 from nap import paths
 
@@ -163,15 +163,19 @@ def test_the_importance_exponent_rises_in_every_visit_or_once(importance, second
     np.testing.assert_allclose(span.importance(4 * UPDATES - 1), 1.0, atol=0.03)
 
 
-def test_a_fresh_agent_is_trained_as_the_first_visit_is():
+@pytest.mark.parametrize("choice", ["restart", "go-on"])
+def test_a_fresh_agent_is_trained_as_the_first_visit_is(choice):
     """Learning rate and importance exponent; the published presets have both prioritized replay and schedules."""
-    config = PRESETS["nap"]
+    config = resolve(dataclasses.replace(PRESETS["nap"], rate=choice, importance=choice))
     alone = span_of(references(config)[0])
     whole = span_of(config)
-    for update in (0, 10, alone.updates // 2, alone.updates - 1):
+    updates = config.updates_of(config.frames)
+    for update in (0, 10, updates // 2, updates - 1):
         np.testing.assert_allclose(whole.importance(update), alone.importance(update), rtol=1e-6)
         np.testing.assert_allclose(whole.rate(update), alone.rate(update), rtol=1e-6)
-    np.testing.assert_allclose(whole.importance(alone.updates), 0.4, rtol=1e-6)
+    # At its end the schedule is through where it starts over, and has just begun where it goes on.
+    assert (alone.rate(updates - 1) < 1e-5) == (choice == "restart")
+    np.testing.assert_allclose(whole.importance(updates), 0.4 if choice == "restart" else 0.43, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("reward", "learned"), [("clipped", 1.0), ("raw", 3.0)])
