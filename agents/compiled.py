@@ -321,7 +321,7 @@ def train(
             raise ValueError(f"compiled loop: {name} is {value}, must be a multiple of {each}, a round's agent steps")
     running = loop.begin((), (keys, state.agent, state.replay, environment_keys))
     end = taken + steps
-    losses: list[list[float]] = [[] for _ in range(seeds)]
+    losses = np.zeros((seeds, 2))  # sum and count
     returns: list[list[float]] = [[] for _ in range(seeds)]
     waiting: tuple[int, int, int, int, Told] | None = None
 
@@ -331,14 +331,14 @@ def train(
         at, updates, made, count, told = waiting
         found: Told = jax.device_get(told)
         for seed in range(seeds):
-            losses[seed].extend(found.losses[seed, :count].ravel().tolist())
+            losses[seed] += np.sum(found.losses[seed, :count], dtype=np.float64), found.losses[seed, :count].size
             ended = found.first[seed, :count]
             returns[seed].extend(found.returns[seed, :count][ended].tolist())
             if any(schedule.logged(update) for update in range(updates - made + 1, updates + 1)):
                 measured = {name: float(value[seed]) for name, value in found.measured.items()}
                 mean = mean_of(losses[seed])
                 hooks.on_log(seed, Log(at, updates, schedule.epsilon(at), mean, measured, tuple(returns[seed])))
-                losses[seed].clear()
+                losses[seed] = 0
                 returns[seed].clear()
 
     while taken < end:
@@ -364,7 +364,7 @@ def train(
     tell()
     updates = schedule.updates_by(taken - each)
     for seed in range(seeds):
-        if losses[seed] or returns[seed]:
+        if losses[seed, 1] or returns[seed]:
             mean = mean_of(losses[seed])
             hooks.on_log(seed, Log(taken, updates, schedule.epsilon(taken), mean, {}, tuple(returns[seed])))
     return LoopState(running.agent, running.replay, np.asarray(taken, np.int64))

@@ -4,8 +4,9 @@ Environments are stepped from Python (ALE runs on the host), everything else is 
 receiving the observations the learner's updates are dispatched, so that the two run at the same time; what is logged is
 fetched one step late, so that the device is never waited for.
 
-The loop is deterministic: randomness comes from one key folded with the counts of steps and updates, so that a state
-restored at the beginning of an iteration goes on exactly as the uninterrupted run.
+The loop is deterministic: randomness comes from one key folded with the counts of steps and updates, so that a restored
+state goes on exactly as the uninterrupted run. Within a call of `train` the environments, which can't be saved, are
+played again to where they were.
 """
 
 from __future__ import annotations
@@ -92,6 +93,25 @@ class LoopState(NamedTuple):
     agent_steps: np.ndarray
 
 
+class Stretch(NamedTuple):
+    """How far a call of `train` has come: what a checkpoint has to hold beside the `LoopState` in the middle of one.
+
+    Attributes:
+      steps: how often the environments have been stepped, int64, shape [].
+      actions: what they were sent, uint8, [steps of the whole call, environments]; 0 from `steps` on.
+      losses: sum and count of the losses that no log has told of, float64, shape [2].
+    """
+
+    steps: np.ndarray
+    actions: np.ndarray
+    losses: np.ndarray
+
+
+def new_stretch(steps: int, num_envs: int) -> Stretch:
+    """That of a call for so many agent steps, at its beginning."""
+    return Stretch(np.zeros([], np.int64), np.zeros((steps // num_envs, num_envs), np.uint8), np.zeros(2))
+
+
 class Functions(NamedTuple):
     """The jitted functions of a loop, made once and used by every iteration.
 
@@ -138,11 +158,14 @@ class Hooks(NamedTuple):
       on_step: `on_step(agent_steps)`, after every step of the environments.
       on_loss: `on_loss(updates, loss)`, for every update, a step late.
       on_log: `on_log(log)`, at the updates that `Schedule.logged` names; and at the end, if there is more to tell.
+      on_state: `on_state(now)`, after every step, before `on_step`; `now()` is what a checkpoint has to hold. It waits
+        for the updates, and tells of them.
     """
 
     on_step: Callable[[int], None]
     on_loss: Callable[[int, float], None]
     on_log: Callable[[Log], None]
+    on_state: Callable[[Callable[[], tuple[LoopState, Stretch]]], None] = lambda now: None
 
 
 def make_functions(
@@ -202,8 +225,11 @@ def train(
     seed: int,
     steps: int,
     hooks: Hooks,
+    begun: Stretch | None = None,
 ) -> LoopState:
     """Train for a number of agent steps, from fresh episodes in every environment.
+
+    Where a call is gone on with, its first steps are taken again by the environments alone, with the actions of then.
 
     Args:
       functions: from `make_functions`.
@@ -214,64 +240,86 @@ def train(
       seed: what the environments are reset with, another one in every call.
       steps: agent steps over all environments, rounded down to a multiple of their number.
       hooks: whom to tell.
+      begun: how far an earlier call with the same arguments had come when `state` was saved; None for a new one.
 
     Returns:
       The state after the last step, all its updates made.
     """
-    agent, replay_state, taken = state.agent, state.replay, int(state.agent_steps)
+    num_envs = environments.num_envs
+    begun = begun or new_stretch(steps, num_envs)
+    played, sent, losses = int(begun.steps), np.array(begun.actions), np.array(begun.losses)
+    agent, replay_state, saved = state.agent, state.replay, int(state.agent_steps)
+    step, taken = 0, saved - played * num_envs
     act_key, learn_key = jax.random.split(key)
-    updates = int(agent.updates)
-    waiting: list[tuple[int, Array]] = []  # losses on the device that nobody has looked at yet
+    next_update = int(agent.updates) + 1
+    updates = schedule.updates_by(taken - num_envs) if played else int(agent.updates)
+    waiting: list[tuple[int, Array | None]] = []  # losses on the device that nobody has looked at yet; None: an old one
     logging: dict[int, tuple[int, float, dict[str, Array]]] = {}  # what was measured at some of these updates
-    losses: list[float] = []
     returns: list[float] = []
 
     def fetch() -> None:
         for update, loss in waiting:
-            losses.append(float(loss))
-            hooks.on_loss(update, losses[-1])
+            if loss is not None:
+                losses[:] += float(loss), 1
+                hooks.on_loss(update, float(loss))
             if update in logging:
                 at_step, epsilon, measured = logging.pop(update)
                 values = {name: float(value) for name, value in jax.device_get(measured).items()}
                 hooks.on_log(Log(at_step, update, epsilon, mean_of(losses), values, tuple(returns)))
-                losses.clear()
+                losses[:] = 0
+            if schedule.logged(update):
                 returns.clear()
         waiting.clear()
+
+    def now() -> tuple[LoopState, Stretch]:
+        fetch()
+        steps_done = np.asarray(max(step, played), np.int64)
+        return LoopState(agent, replay_state, np.asarray(max(taken, saved), np.int64)), Stretch(
+            steps_done, sent.copy(), losses.copy()
+        )
 
     # The emulators take a second to start and need no Python for it: the learner is compiled meanwhile.
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(environments.reset, seed)
-        first = functions.measure if schedule.logged(updates + 1) else functions.learn
+        first = functions.measure if schedule.logged(next_update) else functions.learn
         first.lower(agent, replay_state, learn_key).compile()
         time_step = starting.result()
-    for _ in range(steps // environments.num_envs):
+    while step < steps // num_envs:
+        again = step < played
         epsilon = schedule.epsilon(taken)
-        actions = functions.act(agent.params, time_step.observation, np.float32(epsilon), act_key, np.int64(taken))
-        actions = np.asarray(actions)  # waits for the updates of the last step
+        if again:
+            actions = sent[step].astype(np.int32)
+        else:
+            chosen = functions.act(agent.params, time_step.observation, np.float32(epsilon), act_key, np.int64(taken))
+            actions = sent[step] = np.asarray(chosen)  # waits for the updates of the last step
         environments.send(actions)
         fetch()
         while updates < schedule.updates_by(taken):
             updates += 1
-            if schedule.logged(updates):
+            loss = None
+            if not again and schedule.logged(updates):
                 agent, replay_state, loss, measured = functions.measure(agent, replay_state, learn_key)
                 logging[updates] = (taken, epsilon, measured)
-            else:
+            elif not again:
                 agent, replay_state, loss = functions.learn(agent, replay_state, learn_key)
             waiting.append((updates, loss))
         before, time_step = time_step, environments.recv()
-        replay_state = functions.add(
-            replay_state,
-            Step(before.observation[:, -1], cast(Array, actions), time_step.reward, time_step.discount, before.first),
-        )
-        taken += environments.num_envs
+        if not again:
+            added = cast(Array, actions)
+            replay_state = functions.add(
+                replay_state,
+                Step(before.observation[:, -1], added, time_step.reward, time_step.discount, before.first),
+            )
+        step, taken = step + 1, taken + num_envs
         returns.extend(episode.episode_return for episode in time_step.episodes)
+        hooks.on_state(now)
         hooks.on_step(taken)
     fetch()
-    if losses or returns:
+    if losses[1] or returns:
         hooks.on_log(Log(taken, updates, schedule.epsilon(taken), mean_of(losses), {}, tuple(returns)))
     return LoopState(agent, replay_state, np.asarray(taken, np.int64))
 
 
-def mean_of(losses: Sequence[float]) -> float | None:
-    """Their mean; None without any."""
-    return sum(losses) / len(losses) if losses else None
+def mean_of(losses: np.ndarray) -> float | None:
+    """The mean of losses by their sum and count; None without any."""
+    return float(losses[0] / losses[1]) if losses[1] else None

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jax.sharding import Mesh
 from agents.compiled import Environment
 from agents.dqn import layer_of
 from agents.evaluation import evaluate
-from agents.loops import Hooks, Log, Schedule, train
+from agents.loops import Hooks, Log, LoopState, Schedule, Stretch, new_stretch, train
 from envs.atari import AtariEnvs
 from envs.games import GAMES, Game, GameEnvs
 from envs.games.vector import advance, start
@@ -176,11 +177,16 @@ def _train_and_evaluate(
     parts = {"replay": copies * bytes_of(shapes.replay), "network and optimizer": copies * bytes_of(shapes.agent)}
     told = together(lambda: require_memory(parts, jax.local_devices()[0], "take a smaller --replay-capacity"))
     opened.progress.say(told)
+    steps = config.iteration_frames // FRAME_SKIP
+    new = new_stretch(steps, config.num_envs)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.
-    iteration, (state, last_return, unevaluated) = opened.restore(
-        (functions.init(init_key), np.asarray(np.nan), np.asarray(False))
+    iteration, (state, last_return, unevaluated, begun) = opened.restore(
+        (functions.init(init_key), np.asarray(np.nan), np.asarray(False), new)
     )
-    iteration -= int(unevaluated)
+    if begun.steps:
+        frames = FRAME_SKIP * config.num_envs * int(begun.steps)
+        opened.progress.say(f"iteration {iteration} goes on {frames:,} frames in, to which its games are played again")
+    iteration -= int(bool(unevaluated) or bool(begun.steps))
     while iteration < config.iterations:
         if not unevaluated:
             started, before = time.monotonic(), int(state.agent_steps)
@@ -191,13 +197,15 @@ def _train_and_evaluate(
                 environments,
                 key=train_key,
                 seed=environment_seed(config.seed, iteration, 0),
-                steps=config.iteration_frames // FRAME_SKIP,
-                hooks=_hooks(config, opened, iteration, multipliers),
+                steps=steps,
+                hooks=_hooks(config, opened, iteration, multipliers, last_return),
+                begun=begun,
             )
+            begun = new
             jax.block_until_ready(state.agent.params)
             speed = FRAME_SKIP * (int(state.agent_steps) - before) / (time.monotonic() - started)
             opened.record_timing({"frames": FRAME_SKIP * int(state.agent_steps), "frames_per_second": speed})
-        frames, trained = FRAME_SKIP * int(state.agent_steps), (state, last_return, np.asarray(True))
+        frames, trained = FRAME_SKIP * int(state.agent_steps), (state, last_return, np.asarray(True), new)
         returns = evaluate(
             functions,
             state.agent.params,
@@ -222,7 +230,7 @@ def _train_and_evaluate(
                 **_evaluation(config, last_return),
             }
         )
-        opened.save(iteration, (state, last_return, unevaluated))
+        opened.save(iteration, (state, last_return, unevaluated, new))
     opened.finish({"frames": config.frames, **_evaluation(config, last_return)})
 
 
@@ -257,13 +265,20 @@ def _schedule(config: Config) -> Schedule:
     )
 
 
-def _hooks(config: Config, opened: harness.Run, iteration: int, multipliers: Multipliers) -> Hooks:
-    """What the loop tells goes to the run's records, its progress bar and its interrupt flag."""
+def _hooks(
+    config: Config, opened: harness.Run, iteration: int, multipliers: Multipliers, last_return: np.ndarray
+) -> Hooks:
+    """What the loop tells goes to the run's records and its progress bar; a signal has it save and stop."""
     written = learning_rate(config.optimizer, config.total_updates)
     shown: dict[str, str] = {}
 
+    def on_state(now: Callable[[], tuple[LoopState, Stretch]]) -> None:
+        if opened.save_due(math.inf):
+            state, begun = now()
+            opened.save(iteration + 1, (state, last_return, np.asarray(False), begun))
+            opened.check_interrupted()
+
     def on_step(agent_steps: int) -> None:
-        opened.check_interrupted()
         opened.progress.update(frames=FRAME_SKIP * agent_steps, **shown)
 
     def on_loss(updates: int, loss: float) -> None:
@@ -293,4 +308,4 @@ def _hooks(config: Config, opened: harness.Run, iteration: int, multipliers: Mul
             }
         )
 
-    return Hooks(on_step, on_loss, on_log)
+    return Hooks(on_step, on_loss, on_log, on_state)

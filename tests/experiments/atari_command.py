@@ -51,8 +51,9 @@ def final_state(folder: Path, argv: list[str], num_actions: int, observation: tu
     functions = atari.build(config, num_actions, observation)
     shapes = jax.eval_shape(functions.init, jax.random.key(0))._replace(agent_steps=np.zeros([], np.int64))
     identity = {name: about[name] for name in ("experiment", "config")}
+    begun = atari.new_stretch(config.iteration_frames // atari.FRAME_SKIP, config.num_envs)
     saved = Checkpoints(folder / "checkpoints", identity).restore(
-        (shapes, np.zeros([]), np.zeros([], bool)), lambda marks: None
+        (shapes, np.zeros([]), np.zeros([], bool), begun), lambda marks: None
     )
     assert saved.iteration == config.iterations
     return saved.state[0]

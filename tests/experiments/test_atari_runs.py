@@ -1,6 +1,7 @@
 """The Atari experiment through its command line and the real ALE: killed, stopped, diverging, finished, mistyped."""
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -92,18 +93,62 @@ def test_stopped_and_resumed_from_our_own_files_of_large_arrays_it_equals_the_un
         save(run, iteration, state)
         saved.append(sorted(path.stat().st_size for path in run.folder.glob(f"checkpoints/{iteration}.arrays/*")))
         if len(saved) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # it stops after a step of the second iteration
+            os.kill(os.getpid(), signal.SIGTERM)  # it stops after the first step of the second iteration, and saves
 
     monkeypatch.setattr(large_arrays, "LARGE_BYTES", 1000)
     monkeypatch.setattr(harness.Run, "save", save_and_stop)
     assert dispatch(broken) == 143
     assert dispatch(broken) == 0
     folders = [folder_of(tmp_path / name) for name in ("whole", "broken")]
-    assert len(saved) == 2 and saved[0] == saved[1] and not list(folders[0].glob("checkpoints/*.arrays"))
+    assert len(saved) == 3 and saved[0] == saved[1] == saved[2] and not list(folders[0].glob("checkpoints/*.arrays"))
     for name in ("metrics.jsonl", "summary.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     states = [final_state(folder, whole, 3, (4, 10, 5)) for folder in folders]
     assert saved[0] == sorted(leaf.nbytes for leaf in jax.tree.leaves(states[0]) if large_arrays.is_large(leaf))
+    assert bits(states[0]) == bits(states[1])
+
+
+@pytest.mark.parametrize("game", ["catch", "pong"])
+def test_a_signal_in_training_saves_and_the_run_goes_on_from_there(game, tmp_path, monkeypatch, capsys):
+    """Two signals in the first iteration, the second as its games are played again; and one in the second."""
+    small = {"game": game, "agent": "dqn", "log_every": 4, "evaluation_episodes": 1}
+    whole, broken = (arguments(tmp_path / name, **small) for name in ("whole", "broken"))
+    assert dispatch(whole) == 0
+    signals, hooks_of = iter([50, 20]), atari._hooks
+
+    def signalled(*given):
+        hooks, steps, at = hooks_of(*given), itertools.count(1), next(signals)
+
+        def on_state(now):
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            hooks.on_state(now)
+
+        return hooks._replace(on_state=on_state)
+
+    updates, save = [], harness.Run.save
+
+    def saved(run, iteration, state):
+        save(run, iteration, state)
+        updates.append(int(state[0].agent.updates))
+
+    monkeypatch.setattr(atari, "_hooks", signalled)
+    monkeypatch.setattr(harness.Run, "save", saved)
+    for iteration in (1, 1):
+        assert dispatch(broken) == 143
+        assert f"(iteration {iteration})" in capsys.readouterr().err.splitlines()[-1]
+    signals = iter([0, 60])  # the first iteration to its end, and into the second
+    assert dispatch(broken) == 143
+    assert "(iteration 2)" in capsys.readouterr().err.splitlines()[-1]
+    signals = iter([0])
+    assert dispatch(broken) == 0
+    assert "iteration 2 goes on 480 frames in" in capsys.readouterr().err
+    assert updates == [8, 8, 23, 53, 63]  # those due before the step at which it was saved
+    folders = [folder_of(tmp_path / name) for name in ("whole", "broken")]
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    shape = (3, (4, 10, 5)) if game == "catch" else (6, (4, 84, 84))
+    states = [final_state(folder, whole, *shape) for folder in folders]
     assert bits(states[0]) == bits(states[1])
 
 
@@ -183,8 +228,10 @@ def test_sigterm_ends_with_143_and_one_line_and_layernorm_alone_holds_no_norm(tm
     assert process.returncode == 143, heard
     announced, last = (line for line in heard[1:] if not line.startswith("pong-"))
     assert announced.startswith("SIGTERM: stopping")
-    assert last == "error: stopped by SIGTERM; no checkpoint was saved yet; the same command goes on"
-    assert not (metrics.parent / "DONE").exists()
+    checkpoint = metrics.parent / "checkpoints" / "1"
+    saved = f"the last good checkpoint is {checkpoint} (iteration 1)"
+    assert last == f"error: stopped by SIGTERM; {saved}; the same command goes on"
+    assert checkpoint.exists() and not (metrics.parent / "DONE").exists()
     rows = records(metrics.parent)
     for name in HIDDEN:
         assert abs(rows[-1][name] / rows[0][name] - 1) > 1e-4, name

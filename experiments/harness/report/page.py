@@ -147,9 +147,9 @@ def unfinished(runs: Sequence[LoadedRun]) -> str:
     lost = sorted(updates for updates in ended.values() if updates is not None)
     count = len(ended) - len(lost)
     told = f" {count} of them {'has' if count == 1 else 'have'} not finished." if count else ""
-    return told + (
-        f" {len(lost)} of them diverged, by update {listed(f'{updates:,}' for updates in lost)}." * bool(lost)
-    )
+    if lost:
+        told += f" {len(lost)} of them diverged, by update {listed([f'{updates:,}' for updates in lost])}."
+    return told
 
 
 def diverged_by(runs: Sequence[LoadedRun]) -> str:
