@@ -34,6 +34,7 @@ from experiments.atari.agent import build, make_learner
 from experiments.atari.config import PRESETS
 from experiments.harness.methods import NapConfig, OptimizerConfig
 from experiments.harness.timing import Goal, MatrixProduct, Row, interleaved, rates, scaled
+from nap.linear_maps import convolve, multiply
 from nap.networks import Network, as_functions
 
 ACTIONS = 6  # Pong's
@@ -98,6 +99,7 @@ def rainbow(repeats: int) -> Iterator[Row]:
         "with LayerNorm and projection": {"method": "nap"},
         "with LayerNorm alone": {"method": "layernorm"},
         "without noise": {"no_noisy": True},
+        "without clipping": {"optimizer": dataclasses.replace(plain.optimizer, clip=0)},
         "in bfloat16": {"dtype": "bfloat16"},
         "with the IMPALA torso": {"torso": "impala"},
     }
@@ -107,6 +109,26 @@ def rainbow(repeats: int) -> Iterator[Row]:
     for name in changes:
         goal = Goal(1.10) if name == "with LayerNorm and projection" else None
         yield Row(f"Rainbow update: {name}, vs plain", "ms", times[name], times["plain"], goal)
+
+
+def products(repeats: int) -> Iterator[Row]:
+    """The products of `nap.linear_maps` at a Q-network's sizes, and their gradients, against XLA's own."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (32, 3136)), jax.random.normal(keys[1], (3136, 512))
+    features, weights = x.reshape(32, 7, 7, 64), jax.random.normal(keys[1], (3, 3, 64, 64))
+    pairs: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], jax.Array, jax.Array]] = {
+        "32 rows, a kernel of 3136 x 512": (multiply, jnp.matmul, x, kernel),
+        "a 3 x 3 convolution of 32 x 7 x 7 x 64": (convolve, _convolution_of_xla, features, weights),
+    }
+    for what, (ours, theirs, *operands) in pairs.items():
+        sides = {}
+        for name, function in (("ours", ours), ("XLA's", theirs)):
+            sides[name] = functools.partial(jax.jit(function), *operands)
+            gradients = jax.grad(lambda *at, function=function: jnp.sum(function(*at) ** 2), (0, 1))
+            sides[f"{name}, gradients"] = functools.partial(jax.jit(gradients), *operands)
+        times = {name: scaled(t, 1e3) for name, t in interleaved(sides, repeats=repeats, calls=UPDATES).items()}
+        yield Row(f"product: {what}, vs XLA's own", "ms", times["ours"], times["XLA's"])
+        yield Row("  and its gradients", "ms", times["ours, gradients"], times["XLA's, gradients"])
 
 
 def logging(repeats: int) -> Iterator[Row]:
@@ -288,6 +310,10 @@ class _Running:
     def recv(self) -> TimeStep:
         self._now = self._environments.recv()
         return self._now
+
+
+def _convolution_of_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class _FlaxNatureCNN(nnx.Module):

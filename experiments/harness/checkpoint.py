@@ -56,7 +56,7 @@ class Checkpoints:
 
     def iterations(self) -> list[int]:
         """The iterations with a completely written checkpoint, in rising order."""
-        return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdigit())
+        return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdecimal())
 
     def save(self, iteration: int, state: Any, marks: Mapping[str, int]) -> int:
         """Writes a checkpoint and, once it is complete, deletes all but it and the one before.

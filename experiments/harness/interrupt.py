@@ -12,7 +12,7 @@ _CLEAR_LINE = "\r\x1b[2K"
 
 
 class InterruptFlag:
-    """A context in which the first SIGINT or SIGTERM sets a flag and a second one raises KeyboardInterrupt.
+    """A context in which the first SIGINT or SIGTERM sets a flag and a second one raises KeyboardInterrupt(its number).
 
     Signals reach the main thread only: in another thread the context does nothing, and the flag stays down.
     """
@@ -34,7 +34,7 @@ class InterruptFlag:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.received = signal.Signals(number)
         line = f"{self.received.name}: stopping at the next safe point (once more: at once)\n"
         # Past Python's streams: the signal may have come in the middle of a write, which cannot be entered twice.

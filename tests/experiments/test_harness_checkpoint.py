@@ -100,8 +100,9 @@ def test_the_newest_two_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     for iteration in (1, 2, 3, 10):
         checkpoints.save(iteration, small_state(iteration), {})
+    (tmp_path / "².json").touch()  # a digit, but no number
     assert checkpoints.iterations() == [3, 10]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "10.json", "3", "3.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "10.json", "3", "3.json", "².json"]
 
 
 def files_that_matter(folder) -> list[str]:

@@ -130,22 +130,28 @@ def test_every_expected_end_is_one_line_and_its_exit_code(error, code, capsys):
     assert shown.count("\n") == 1 and "Traceback" not in shown
 
 
-def test_a_second_interrupt_ends_at_once_whatever_threads_are_left():
-    """As orbax leaves some, when the interrupt comes in the middle of a save."""
-    program = """if True:
-        import runpy, sys, threading, time
+@pytest.mark.parametrize(("number", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_second_signal_ends_at_once_whatever_threads_are_left(number, exit_code):
+    """As orbax leaves some, when the signal comes in the middle of a save."""
+    program = f"""if True:
+        import os, runpy, signal, sys, threading, time
         from experiments import schedules
+        from experiments.harness.interrupt import InterruptFlag
         def main(argv):
             threading.Thread(target=time.sleep, args=(100,)).start()
-            raise KeyboardInterrupt
+            with InterruptFlag():
+                os.kill(os.getpid(), signal.{number})
+                os.kill(os.getpid(), signal.{number})
+                time.sleep(100)
         schedules.main = main
         sys.argv = ["experiments", "schedules"]
         runpy.run_module("experiments", run_name="__main__")
     """
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, cwd=ROOT, timeout=80, capture_output=True, text=True)
-    assert ended.returncode == 130
-    assert ended.stderr == "stopped at once; the same command goes on from the last checkpoint\n"
+    assert ended.returncode == exit_code
+    told = f"{number}: stopping at the next safe point (once more: at once)"
+    assert ended.stderr == f"{told}\nstopped at once; the same command goes on from the last checkpoint\n"
 
 
 def test_an_unexpected_error_is_not_hidden():
