@@ -136,3 +136,6 @@ class _Deaf:
 
     def on_evaluation(self, agent_steps: int) -> None:
         """Ignored."""
+
+    def on_state(self, now: Callable[[], Any] | None) -> None:
+        """Ignored."""

@@ -119,11 +119,16 @@ def _run(config: Config, opened: harness.Run) -> None:
     done, (saved, scores, diverged.seeds) = opened.restore((player.saved(begun), scores, diverged.seeds))
     state = player.loaded(saved, begun)
     del begun
+    done -= int(_is_begun(state))
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
+
+    def save(iteration: int, state: State) -> None:
+        opened.save(iteration, (player.saved(state), scores, diverged.seeds))
+
     while done < len(iterations):
         visit = iterations[done]
-        recorder = _Recorder(config, opened, visit, span.rate, diverged)
-        if visit.number > 0 and iterations[done - 1] is not visit:
+        recorder = _Recorder(config, opened, visit, span.rate, diverged, functools.partial(save, done + 1))
+        if visit.number > 0 and iterations[done - 1] is not visit and not _is_begun(state):
             state = player.switch(state, visits[visit.number - 1].place, visit.place)
         started = time.monotonic()
         state = player.train(state, visit, schedule_of(config, visit), done, recorder)
@@ -142,7 +147,7 @@ def _run(config: Config, opened: harness.Run) -> None:
                 opened.check_interrupted()
                 of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
                 recorder.evaluated("all", state, config.sequence.tasks[place], of_task)
-        opened.save(done, (player.saved(state), scores, diverged.seeds))
+        save(done, state)
         opened.check_interrupted()
     opened.finish(
         {"frames": config.sequence.frames}
@@ -184,6 +189,11 @@ def schedule_of(config: Config, visit: Visit) -> Schedule:
     )
 
 
+def _is_begun(state: State) -> bool:
+    """Whether a signal ended its iteration."""
+    return state.begun is not None and bool(state.begun.steps)
+
+
 def _mean(values: ListOf[float] | np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) and np.all(np.isfinite(values)) else None
 
@@ -192,15 +202,21 @@ class _Recorder:
     """Writes down what an iteration of a visit finds, for each seed; those that have diverged have no scores."""
 
     def __init__(
-        self, config: Config, opened: harness.Run, visit: Visit, rate: optax.Schedule, diverged: Diverged
+        self,
+        config: Config,
+        opened: harness.Run,
+        visit: Visit,
+        rate: optax.Schedule,
+        diverged: Diverged,
+        save: Callable[[State], None],
     ) -> None:
+        self._save = save
         self._config, self._opened, self._visit, self._rate, self._diverged = config, opened, visit, rate, diverged
         self._shown = f"{visit.task.name} ({visit.number + 1}/{len(config.sequence.visits)})"
         self._returns, self._frames = np.full(config.seeds, np.nan), visit.start
 
     def on_step(self, agent_steps: int) -> None:
         """After a stretch, or a step."""
-        self._opened.check_interrupted()
         shown = {"return": f"{np.nanmean(self._returns):.1f}"} if np.any(np.isfinite(self._returns)) else {}
         self._frames = FRAME_SKIP * agent_steps
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
@@ -210,6 +226,14 @@ class _Recorder:
         self._opened.check_interrupted()
         shown = {"evaluation_frames": FRAME_SKIP * agent_steps}
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
+
+    def on_state(self, now: Callable[[], State] | None) -> None:
+        """Before `on_step`: stops the run where a signal came, with what `now()` gives saved, if there is that."""
+        if now is None:
+            self._opened.check_interrupted()
+        elif self._opened.save_due(math.inf):
+            self._save(now())
+            self._opened.check_interrupted()
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""

@@ -15,7 +15,7 @@ import optax
 from agents import compiled, loops
 from agents.dqn import AgentState
 from agents.evaluation import evaluate
-from agents.loops import Functions, Log, LoopState, Schedule
+from agents.loops import Functions, Log, LoopState, Schedule, Stretch, new_stretch
 from agents.replay import ReplayState
 from envs.atari import AtariEnvs
 from envs.sequence import Task, Visit
@@ -39,10 +39,12 @@ class State(NamedTuple):
     Attributes:
         loop: of training; in JAX with a leading axis of seeds.
         heads: likewise.
+        begun: how far a signal let an iteration come; in JAX None: what it did is lost there.
     """
 
     loop: LoopState
     heads: Heads
+    begun: Stretch | None = None
 
 
 class Told(Protocol):
@@ -58,6 +60,10 @@ class Told(Protocol):
 
     def on_evaluation(self, agent_steps: int) -> None:
         """After a step of an evaluation; may raise to stop."""
+        ...
+
+    def on_state(self, now: Callable[[], State] | None) -> None:
+        """Before `on_step`; may save what `now()` gives, if there is that, and raise to stop."""
         ...
 
 
@@ -178,6 +184,11 @@ class InJax:
 
     def train(self, state: State, visit: Visit, schedule: Schedule, iteration: int, told: Told) -> State:
         """One iteration."""
+
+        def on_step(agent_steps: int) -> None:
+            told.on_state(None)
+            told.on_step(agent_steps)
+
         loop = compiled.train(
             self._loop(visit.task),
             schedule,
@@ -186,7 +197,7 @@ class InJax:
             environment_keys=self._environment_keys(iteration, 0),
             seeds=self._config.seeds,
             steps=self._config.iteration_frames // FRAME_SKIP,
-            hooks=compiled.Hooks(told.on_step, told.on_log),
+            hooks=compiled.Hooks(on_step, told.on_log),
         )
         return State(loop, state.heads)
 
@@ -258,7 +269,7 @@ class OnTheHost:
     def init(self) -> State:
         """The state at the beginning."""
         heads = fresh_heads(self._config, self._made.network, jax.random.fold_in(self._init_key, 1))
-        return State(self._made.functions.init(self._init_key), heads)
+        return State(self._made.functions.init(self._init_key), heads, self._new_stretch())
 
     def params(self, state: State) -> Any:
         """The weights, with a leading axis of seeds: of one."""
@@ -275,10 +286,18 @@ class OnTheHost:
     def switch(self, state: State, leaving: int, entering: int) -> State:
         """The state when the next task begins."""
         agent, replay, heads = self._switch(*state.loop[:2], state.heads, leaving, entering)
-        return State(LoopState(agent, replay, state.loop.agent_steps), heads)
+        return State(LoopState(agent, replay, state.loop.agent_steps), heads, self._new_stretch())
 
     def train(self, state: State, visit: Visit, schedule: Schedule, iteration: int, told: Told) -> State:
-        """One iteration."""
+        """One iteration, or what is left of it."""
+
+        def on_state(now: Callable[[], tuple[LoopState, Stretch]]) -> None:
+            def all_now() -> State:
+                loop, begun = now()
+                return State(loop, state.heads, begun)
+
+            told.on_state(all_now)
+
         with contextlib.closing(self._environments(visit.task)) as environments:
             loop = loops.train(
                 self._made.functions,
@@ -288,9 +307,10 @@ class OnTheHost:
                 key=self._train_key,
                 seed=atari.environment_seed(self._config.seed, iteration, 0),
                 steps=self._config.iteration_frames // FRAME_SKIP,
-                hooks=loops.Hooks(told.on_step, lambda updates, loss: None, lambda log: told.on_log(0, log)),
+                hooks=loops.Hooks(told.on_step, lambda updates, loss: None, lambda log: told.on_log(0, log), on_state),
+                begun=state.begun,
             )
-        return State(loop, state.heads)
+        return State(loop, state.heads, self._new_stretch())
 
     def evaluate(self, state: State, visit: Visit, place: int, iteration: int, told: Told) -> list[list[float]]:
         """The returns in the task at a place when an iteration of a visit is over, as those of the one seed."""
@@ -310,6 +330,9 @@ class OnTheHost:
                 on_step=told.on_evaluation,
             )
         return [returns]
+
+    def _new_stretch(self) -> Stretch:
+        return new_stretch(self._config.iteration_frames // FRAME_SKIP, self._config.num_envs)
 
     def _environments(self, task: Task) -> AtariEnvs:
         config = self._config

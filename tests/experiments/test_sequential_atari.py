@@ -1,6 +1,7 @@
 """Sequences of games: records, the schedule of each task, interrupted and diverging runs, bad input."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_every_task_is_also_trained_alone_with_its_own_budget():
 
 
 def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch):
+    """A signal saves: in the first iteration, twice in the one behind the switch, and before the last step of all."""
     changes = {
         "tasks": "breakout,space_invaders:mode=7:difficulty=1",
         "passes": 1,
@@ -129,18 +131,25 @@ def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch
     config = tiny(**changes)
     wanted = run_one(config, tmp_path / "whole")
     on_step = sequential_atari._Recorder.on_step
+    stops = [30, 90, 112, 158]  # a visit has 80 agent steps, an iteration 40
 
-    def stopping(self, agent_steps: int) -> None:
-        if agent_steps >= 130:  # a visit has 80, an iteration 40
-            raise Interrupted("stopped by the test", 15)
+    def signalled(self, agent_steps: int) -> None:
+        if agent_steps == stops[0]:
+            os.kill(os.getpid(), signal.SIGTERM)  # looked at behind the next step
         on_step(self, agent_steps)
 
-    monkeypatch.setattr(sequential_atari._Recorder, "on_step", stopping)
-    with pytest.raises(Interrupted):
-        run_one(config, tmp_path / "resumed")
-    monkeypatch.undo()
+    monkeypatch.setattr(sequential_atari._Recorder, "on_step", signalled)
+    saved, save = [], harness.Run.save
+    monkeypatch.setattr(harness.Run, "save", lambda run, *what: (save(run, *what), saved.append(what[0])))
+    for iteration in (1, 3, 3, 4):
+        with pytest.raises(Interrupted, match=rf"stopped by SIGTERM; .* \(iteration {iteration}\)"):
+            run_one(config, tmp_path / "resumed")
+        del stops[0]
+    stops = [0]
     folder = run_one(config, tmp_path / "resumed")
-    assert (folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
+    assert saved == [1, 1, 2, 3, 3, 3, 4, 4]
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
     assert [row["task"] for row in rows_of(folder, "eval")] == [
         task.name for task in config.sequence.tasks for _ in range(2)
     ]
