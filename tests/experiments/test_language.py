@@ -86,7 +86,8 @@ def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, t
                 raise KeyboardInterrupt
 
         patch.setattr(Run, "save", save_and_die)
-        assert command(data, tmp_path, *arguments) == 130
+        with pytest.raises(KeyboardInterrupt):
+            command(data, tmp_path, *arguments)
     assert command(data, tmp_path, *arguments) == 0
     for name in ("metrics.jsonl", "summary.json"):
         assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
