@@ -192,7 +192,7 @@ def test_runs_of_two_processes_are_stopped_at_one_and_ended_by_a_single_one(tmp_
         for process, (code, errors) in enumerate(run_two(Path(__file__), str(tmp_path), str(data))):
             assert code == 0, errors
             assert ("frames" in errors, "resuming" in errors) == (process == 0, process == 0)
-            assert re.findall(r"error: stopped by SIGTERM; .* is \S+ \(iteration (\d)\)", errors) == ["1", "5"]
+            assert re.findall(r"error: stopped by SIGTERM; .* is \S+ \(iteration (\d)\)", errors) == ["2", "5"]
         assert not (tmp_path / "1").exists()
         for experiment, command in commands.items():
             stopped, whole = tmp_path / "0" / experiment, tmp_path / "whole" / experiment
