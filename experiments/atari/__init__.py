@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -236,9 +235,7 @@ def _train_and_evaluate(
 
 def _on_evaluation(opened: harness.Run, frames: int, iteration: int, trained: Any, agent_steps: int) -> None:
     """After a step of an evaluation; `frames` are training's, which is saved where a signal ends the evaluation."""
-    if opened.save_due(math.inf):
-        opened.save(iteration, trained)
-        opened.check_interrupted()
+    opened.save_and_stop_if_asked(iteration, lambda: trained)
     opened.progress.update(frames=frames, evaluation_frames=FRAME_SKIP * agent_steps)
 
 
@@ -273,10 +270,11 @@ def _hooks(
     shown: dict[str, str] = {}
 
     def on_state(now: Callable[[], tuple[LoopState, Stretch]]) -> None:
-        if opened.save_due(math.inf):
-            state, begun = now()
-            opened.save(iteration + 1, (state, last_return, np.asarray(False), begun))
-            opened.check_interrupted()
+        def state() -> Any:
+            loop, begun = now()
+            return loop, last_return, np.asarray(False), begun
+
+        opened.save_and_stop_if_asked(iteration + 1, state)
 
     def on_step(agent_steps: int) -> None:
         opened.progress.update(frames=FRAME_SKIP * agent_steps, **shown)

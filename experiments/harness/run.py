@@ -246,6 +246,12 @@ class Run:
             number = signal.Signals(self._stop)
             raise Interrupted(f"stopped by {number.name}; {self._what_is_saved()}; the same command goes on", number)
 
+    def save_and_stop_if_asked(self, iteration: int, state: Callable[[], Any]) -> None:
+        """Where SIGINT or SIGTERM came: saves what `state()` gives, and raises Interrupted; see `save`."""
+        if self.save_due(math.inf):
+            self.save(iteration, state())
+            self.check_interrupted()
+
     def check_finite(self, name: str, value: Any, *, updates: int) -> None:
         """Ends the run when a number is NaN or infinite. Call it before `save`, so that no such state is saved.
 
