@@ -122,12 +122,15 @@ def _run(config: Config, opened: harness.Run) -> None:
     done -= int(_is_begun(state))
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
 
-    def save(iteration: int, state: State) -> None:
-        opened.save(iteration, (player.saved(state), scores, diverged.seeds))
+    def saved_with(state: State) -> Any:
+        return player.saved(state), scores, diverged.seeds
+
+    def stop_if_asked(iteration: int, now: Callable[[], State]) -> None:
+        opened.save_and_stop_if_asked(iteration, lambda: saved_with(now()))
 
     while done < len(iterations):
         visit = iterations[done]
-        recorder = _Recorder(config, opened, visit, span.rate, diverged, functools.partial(save, done + 1))
+        recorder = _Recorder(config, opened, visit, span.rate, diverged, functools.partial(stop_if_asked, done + 1))
         if visit.number > 0 and iterations[done - 1] is not visit and not _is_begun(state):
             state = player.switch(state, visits[visit.number - 1].place, visit.place)
         started = time.monotonic()
@@ -147,7 +150,7 @@ def _run(config: Config, opened: harness.Run) -> None:
                 opened.check_interrupted()
                 of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
                 recorder.evaluated("all", state, config.sequence.tasks[place], of_task)
-        save(done, state)
+        opened.save(done, saved_with(state))
         opened.check_interrupted()
     opened.finish(
         {"frames": config.sequence.frames}
@@ -208,9 +211,9 @@ class _Recorder:
         visit: Visit,
         rate: optax.Schedule,
         diverged: Diverged,
-        save: Callable[[State], None],
+        stop_if_asked: Callable[[Callable[[], State]], None],
     ) -> None:
-        self._save = save
+        self._stop_if_asked = stop_if_asked
         self._config, self._opened, self._visit, self._rate, self._diverged = config, opened, visit, rate, diverged
         self._shown = f"{visit.task.name} ({visit.number + 1}/{len(config.sequence.visits)})"
         self._returns, self._frames = np.full(config.seeds, np.nan), visit.start
@@ -231,9 +234,8 @@ class _Recorder:
         """Before `on_step`: stops the run where a signal came, with what `now()` gives saved, if there is that."""
         if now is None:
             self._opened.check_interrupted()
-        elif self._opened.save_due(math.inf):
-            self._save(now())
-            self._opened.check_interrupted()
+        else:
+            self._stop_if_asked(now)
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""
