@@ -20,7 +20,7 @@ demo: $(ready_to_run)  ## DQN on Pong with and without NaP, then a report
 test: $(ready_to_test)  ## the whole test suite
 	$(run) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-soak: $(ready_to_test)  ## a run that is killed twenty times; minutes
+soak: $(ready_to_test)  ## runs that are killed again and again; minutes
 	$(run) -m pytest -m soak
 
 cluster: $(ready_to_test)  ## sweeps on Ray and SLURM, started here (apt install slurmctld slurmd munge)
