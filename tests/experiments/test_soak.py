@@ -1,4 +1,4 @@
-"""Runs that are killed again and again at random moments: `make soak`. It takes minutes, so `make test` leaves it out."""
+"""Runs that are killed again and again at random moments: `make soak`. Takes minutes, so `make test` leaves it out."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ OPTIONS = {
     "min_replay_frames": 480, "replay_capacity": 2000, "num_envs": 4, "batch_size": 8, "update_period": 8,
     "target_period": 16, "log_every": 10, "evaluation_episodes": 4, "lr": 1e-3,
 }  # fmt: skip
-# Two games of ALE one after the other, then each alone: three runs of ten iterations or twenty, of a second or two each.
+# Two games of ALE one after the other, then each alone: three runs of ten or twenty iterations, of a second each.
 SEQUENCE = {
     "preset": "three-games", "tasks": "breakout,freeway", "passes": 1, "method": "nap", "hidden": 16, "head": "own",
     "frames": 16_000, "iteration_frames": 1600, "evaluation_episodes": 1, "evaluation_epsilon": 1.0,
