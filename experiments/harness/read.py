@@ -78,10 +78,17 @@ class LoadedRun:
         return int(last) if isinstance(last, (int, float)) else 0
 
     def series(self, name: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """The places on the axis and the values of all records that hold a number under `name`."""
+        """The places on the axis and the values of all records that hold a number under `name`.
+
+        Raises:
+            UserError: one holds a text there.
+        """
         if name not in self.records.columns or self.axis not in self.records.columns:
             return np.zeros(0), np.zeros(0)
-        rows = self.records.select(pl.col(self.axis, name).cast(pl.Float64)).drop_nulls()
+        try:
+            rows = self.records.select(pl.col(self.axis, name).cast(pl.Float64)).drop_nulls()
+        except pl.exceptions.InvalidOperationError:
+            raise UserError(f"the run in {self.folder} is damaged: a record of {name} is no number") from None
         return rows[self.axis].to_numpy(), rows[name].to_numpy()
 
     def last(self, name: str) -> float | None:

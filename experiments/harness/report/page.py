@@ -20,6 +20,7 @@ h3 { margin: 2rem 0 .3rem; } figure { margin: 0 0 1rem; } img { width: 100%; min
 figcaption, .note { color: #444; max-width: 52rem; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; vertical-align: bottom; } td { white-space: nowrap; } tr.mean { font-weight: 600; }
+td:last-child:not(.number) { white-space: normal; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; } small { color: #555; }
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
@@ -148,7 +149,7 @@ def unfinished(runs: Sequence[LoadedRun]) -> str:
     count = len(ended) - len(lost)
     told = f" {count} of them {'has' if count == 1 else 'have'} not finished." if count else ""
     if lost:
-        told += f" {len(lost)} of them diverged, by update {listed([f'{updates:,}' for updates in lost])}."
+        told += f" {len(lost)} of them diverged, by update {listed(dict.fromkeys(f'{updates:,}' for updates in lost))}."
     return told
 
 
