@@ -11,6 +11,7 @@ process, all that is here returns at once.
 
 import json
 import pickle
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,6 +68,7 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
     if coordinator != AUTO:
         where = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
         where["cluster_detection_method"] = "deactivate"  # else JAX leaves it a single GPU where it finds SLURM
+    print(f"--coordinator {coordinator}: waiting until all processes are there", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(**where, shutdown_timeout_seconds=_END_SECONDS)
     except ValueError:  # JAX found none of the environments that it knows

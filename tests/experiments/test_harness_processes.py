@@ -191,6 +191,7 @@ def test_runs_of_two_processes_are_stopped_at_one_and_ended_by_a_single_one(tmp_
                 dispatched(commands["images"], tmp_path / "0")
         for process, (code, errors) in enumerate(run_two(Path(__file__), str(tmp_path), str(data))):
             assert code == 0, errors
+            assert errors.count("waiting until all processes are there") == 1
             assert ("frames" in errors, "resuming" in errors) == (process == 0, process == 0)
             assert re.findall(r"error: stopped by SIGTERM; .* is \S+ \(iteration (\d)\)", errors) == ["2", "5"]
         assert not (tmp_path / "1").exists()
