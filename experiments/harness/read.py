@@ -81,14 +81,15 @@ class LoadedRun:
         """The places on the axis and the values of all records that hold a number under `name`.
 
         Raises:
-            UserError: one holds a text there.
+            UserError: one holds a text there, or on the axis.
         """
         if name not in self.records.columns or self.axis not in self.records.columns:
             return np.zeros(0), np.zeros(0)
         try:
             rows = self.records.select(pl.col(self.axis, name).cast(pl.Float64)).drop_nulls()
         except pl.exceptions.InvalidOperationError:
-            raise UserError(f"the run in {self.folder} is damaged: a record of {name} is no number") from None
+            which = f"a record of {self.axis} or {name}"
+            raise UserError(f"the run in {self.folder} is damaged: {which} is no number") from None
         return rows[self.axis].to_numpy(), rows[name].to_numpy()
 
     def last(self, name: str) -> float | None:
@@ -241,13 +242,15 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
         first_rows = itertools.islice(io.BytesIO(data), _ROWS_WITH_ALL_NAMES)
         names = dict.fromkeys(name for row in first_rows for name in json.loads(row))
         records = records.select(*names, pl.exclude(*names)) if names else records
+        if "seed" in records.columns:
+            records = records.cast({"seed": pl.Int64})
         diverged_at = _diverged_at(folder)
     except (ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
     done = (folder / DONE).exists()
     if "seed" in records.columns:
         for (seed,), of_seed in records.partition_by("seed", as_dict=True, maintain_order=True).items():
-            yield LoadedRun(folder, about, int(seed), of_seed, done, diverged_at)
+            yield LoadedRun(folder, about, seed, of_seed, done, diverged_at)
     elif records.height:
         yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done, diverged_at)
 

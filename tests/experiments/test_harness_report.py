@@ -114,14 +114,20 @@ def test_an_unfinished_run_with_a_line_cut_short_is_drawn(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["empty folder", "no records", "damaged record", "other record", "text for a number", "missing"]
+    "content",
+    ["empty folder", "no records", "damaged record", "other record", "text for a number", "text for a seed", "missing"],
 )
 def test_what_cannot_be_drawn_is_one_line(tmp_path, content, capsys):
     folder = tmp_path / "runs"
     if content != "missing":
         folder.mkdir()
-    second = {"no records": None, "damaged record": '{"phase":', "other record": "[1]"}
-    second["text for a number"] = '{"phase":"train","frames":2,"elr/0":"fast"}'
+    second = {
+        "no records": None,
+        "damaged record": '{"phase":',
+        "other record": "[1]",
+        "text for a number": '{"phase":"train","frames":2,"elr/0":"fast"}',
+        "text for a seed": '{"phase":"train","frames":2,"seed":"two"}',
+    }
     if content in second:
         run, row = make_run(folder, Config(), rows=3), second[content]
         text = "" if row is None else f'{{"phase":"train","frames":1}}\n{row}\n{{"frames":2}}\n'

@@ -18,9 +18,8 @@ h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { margin-top: 2.5rem; border-
 h1, h2, h3, p { overflow-wrap: anywhere; }
 h3 { margin: 2rem 0 .3rem; } figure { margin: 0 0 1rem; } img { width: 100%; min-width: 46rem; height: auto; }
 figcaption, .note { color: #444; max-width: 52rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: .9rem; } td, th { padding: .25rem .45rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; vertical-align: bottom; } td { white-space: nowrap; } tr.mean { font-weight: 600; }
-td:last-child:not(.number) { white-space: normal; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; } small { color: #555; }
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
