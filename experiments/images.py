@@ -4,9 +4,9 @@
 free; `nap` projects them too. Held-out loss and accuracy are recorded beside weight norms and effective learning rates.
 (After Normalize-and-Project, arXiv 2407.01800, table 1.)
 
-The weight decay of 5e-4 that a baseline usually has is a rival: `--method none+l2 --l2-strength 2.5e-4`, half of it as
-the gradient of ||theta||^2 is 2 theta; or `--method none+weight-decay --weight-decay 5e-3`, ten times as much as it
-stands behind the momentum of 0.9, which does not add it up.
+The weight decay of 5e-4 that a baseline usually has is a rival: `--method none+l2 --l2-strength 5e-4`; or
+`--method none+weight-decay --weight-decay 5e-3`, ten times as much as it stands behind the momentum of 0.9, which does
+not add it up. Both leave normalizations alone.
 """
 
 from __future__ import annotations

@@ -137,30 +137,26 @@ def roles(
     """
     if isinstance(overrides, Roles):
         return overrides
-    entries = paths.keys_and_leaves(params)
-    if any(not paths.join(keys) for keys, _ in entries):
+    names = [paths.join(keys) for keys, _ in paths.keys_and_leaves(params)]
+    if "" in names:
         raise ValueError("roles need a tree with named leaves: got a bare array; wrap it, e.g. {'kernel': array}")
-    names = [paths.join(keys) for keys, _ in entries]
     if joined := [name for name in names if "+" in name]:
         raise ValueError(f"{joined[0]!r} has a '+' in its name, which joins paths here: rename it")
-    given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
-    depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
-    nodes = _with_attention([_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries])
-    declared = paths.metadata(params, "role")
-    decided: dict[str, tuple[Role, str]] = {}
-    for node in nodes:
-        if node.path in given:
-            decided[node.path] = given[node.path], "override"
-        elif not node.is_array:
-            decided[node.path] = Role.OTHER, "not a floating-point array"
-        elif node.path in declared:
-            decided[node.path] = Role(declared[node.path]), "declared by its layer"
-        elif (kind := _kind(node, nodes)) is not None:
-            decided[node.path] = kind
+    nodes, decided, fixed = _decide_without_weights(params, overrides, stacked)
     _decide_weights(nodes, decided)
-    _decide_output_norms(nodes, decided, fixed=given.keys() | declared.keys())
+    _decide_output_norms(nodes, decided, fixed)
     rows = [(n.path, decided[n.path][0], n.shape, n.stacked, decided[n.path][1], n.unit_axes) for n in nodes]
     return Roles(tuple(itertools.starmap(LeafRole, rows)))
+
+
+def normalization_parameters(params: PyTree, overrides: Mapping[str, Role | str] | Roles | None = None) -> set[str]:
+    """The paths of all scales and offsets of normalizations; unlike `roles`, it needs no output layer to be found."""
+    if isinstance(overrides, Roles):
+        return set(overrides.paths(*AFFINE, *OUTPUT_AFFINE))
+    if hasattr(params, "shape"):  # a bare array
+        return set()
+    _, decided, _ = _decide_without_weights(params, overrides, None)
+    return {path for path, (role, _) in decided.items() if role in (*AFFINE, *OUTPUT_AFFINE)}
 
 
 def attention_kernels(params: PyTree) -> list[str]:
@@ -267,6 +263,29 @@ def _with_attention(nodes: list[_Node]) -> list[_Node]:
         if len(beside) == 3 and any(node.inner[1] == out.inner[0] for node in beside):
             heads |= {node.path: 1 for node in beside} | {out.path: 0}
     return [dataclasses.replace(node, heads=heads.get(node.path)) for node in nodes]
+
+
+def _decide_without_weights(
+    params: PyTree, overrides: Mapping[str, Role | str] | None, stacked: Mapping[str, int] | None
+) -> tuple[list[_Node], dict[str, tuple[Role, str]], set[str]]:
+    """The nodes; the roles of all but undeclared matrices and kernels; the paths whose role was given or declared."""
+    entries = paths.keys_and_leaves(params)
+    names = [paths.join(keys) for keys, _ in entries]
+    given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
+    depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
+    nodes = _with_attention([_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries])
+    declared = paths.metadata(params, "role")
+    decided: dict[str, tuple[Role, str]] = {}
+    for node in nodes:
+        if node.path in given:
+            decided[node.path] = given[node.path], "override"
+        elif not node.is_array:
+            decided[node.path] = Role.OTHER, "not a floating-point array"
+        elif node.path in declared:
+            decided[node.path] = Role(declared[node.path]), "declared by its layer"
+        elif (kind := _kind(node, nodes)) is not None:
+            decided[node.path] = kind
+    return nodes, decided, given.keys() | declared.keys()
 
 
 def _kind(node: _Node, nodes: list[_Node]) -> tuple[Role, str] | None:

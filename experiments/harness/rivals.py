@@ -25,17 +25,17 @@ class RivalsConfig:
     """Updates between the interventions that come once a task (reset-*, hard-shrink-and-perturb, hare-and-tortoise,
     dash); 0: at the end of every task."""
     l2_strength: float = 1e-3
-    """l2: weight of ||theta||^2."""
+    """l2: weight of ||theta||^2 / 2, normalizations left out: what a weight decay in the gradient is."""
     weight_decay: float = 1e-2
     """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled,
     as in AdamW); 0.1 is usual for language. Behind momentum (0.9), which makes a step ten gradients, ten times what is
     usual inside the gradient: 5e-3 for 5e-4."""
     l2_init_strength: float = 1e-2
-    """l2-init: weight of ||theta - theta_0||^2 (Kumar et al.'s best with Adam)."""
+    """l2-init: weight of ||theta - theta_0||^2 / 2, normalizations left out (Kumar et al.'s best with Adam)."""
     w2_init_strength: float = 1e-2
     """w2-init: weight of the squared Wasserstein distance to the initial weights."""
     parseval_strength: float = 1e-3
-    """parseval: weight of ||W W^T - s I||^2."""
+    """parseval: weight of ||W W^T - 2 I||^2 in a layer of 64 units; one of n units has (64 / n)^2 times that."""
     spectral_strength: float = 1e-3
     """spectral-regularization: weight of (sigma_max^k - 1)^2."""
     shrink: float = 1e-4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from nap import checks, paths
 from nap.paths import PyTree
 from nap.projection import RoleSpec, resolve
-from nap.roles import LeafRole, Role
+from nap.roles import LeafRole, Role, normalization_parameters
 from nap.steps import wide
 
 _WARM_UP = 30
@@ -73,15 +73,17 @@ class Spectrum(NamedTuple):
     right: Float[Array, "*stacked units"]
 
 
-def l2(strength: checks.Number) -> optax.GradientTransformation:
-    """Add the gradient of strength * ||theta||^2, which is 2 * strength * theta, for every floating-point parameter.
+def l2(strength: checks.Number, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+    """Add the gradient of strength / 2 * ||theta||^2, which is strength * theta, for every floating-point parameter.
 
-    The factor 2 is the convention of L2 Init (Kumar et al., 2023); a weight decay of `d` has strength d / 2. It passes
-    through the optimizer, unlike decoupled weight decay: weights that are projected afterwards it does not turn behind
-    SGD, but it does behind Adam, which scales every entry by itself.
+    So `strength` is what a weight decay inside of the gradient is, as that of PyTorch's SGD. Parameters of
+    normalizations are left out, as in the code of L2 Init (Kumar et al., 2023). It passes through the optimizer, unlike
+    decoupled weight decay: weights that are projected afterwards it does not turn behind SGD, but it does behind Adam,
+    which scales every entry by itself.
 
     Args:
       strength: weight of the penalty.
+      roles: what belongs to a normalization: see `nap.roles`.
 
     Raises:
       ValueError: `strength` < 0.
@@ -90,21 +92,23 @@ def l2(strength: checks.Number) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         params = needed(params, "l2")
-        return jax.tree.map(
-            lambda g, w: g + 2 * strength * w if paths.is_weight_array(w) else g, updates, params
-        ), state
+        pulled = {path: strength * weight for path, weight in _all_but_normalizations(params, roles).items()}
+        return _added(updates, pulled), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
 
-def l2_init(strength: checks.Number) -> optax.GradientTransformation:
-    """Add the gradient of strength * ||theta - theta_0||^2 for every floating-point parameter (Kumar et al., 2023).
+def l2_init(strength: checks.Number, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+    """Add the gradient of strength / 2 * ||theta - theta_0||^2, which is strength * (theta - theta_0).
 
-    theta_0 are the parameters that `init` is given. Where a wrapper resets weights and the optimizer state that belongs
-    to them, the new values become these weights' theta_0; a regularizer outside of the wrapper keeps the old ones.
+    For every floating-point parameter but those of normalizations, as in the code of Kumar et al. (2023) and their
+    appendix; the loss that the paper displays lacks the half. theta_0 are the parameters that `init` is given. Where a
+    wrapper resets weights and the optimizer state that belongs to them, the new values become these weights' theta_0; a
+    regularizer outside of the wrapper keeps the old ones.
 
     Args:
       strength: weight of the penalty; 1e-2 is the paper's best with Adam on most of its streams.
+      roles: what belongs to a normalization: see `nap.roles`.
 
     Raises:
       ValueError: `strength` < 0.
@@ -113,11 +117,8 @@ def l2_init(strength: checks.Number) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         params = needed(params, "l2_init")
-
-        def pull(gradient: Array, weight: Array, initial: Array) -> Array:
-            return gradient + 2 * strength * (weight - initial) if paths.is_weight_array(weight) else gradient
-
-        return jax.tree.map(pull, updates, params, state.initial), state
+        weights, initial = _all_but_normalizations(params, roles), paths.leaves(state.initial)
+        return _added(updates, {path: strength * (weight - initial[path]) for path, weight in weights.items()}), state
 
     return optax.GradientTransformation(lambda params: L2InitState(jax.tree.map(jnp.copy, params)), update_fn)
 
@@ -127,7 +128,8 @@ def w2_init(strength: checks.Number) -> optax.GradientTransformation:
 
     For each floating-point leaf, strength * sum_i (theta_(i) - theta_0(i))^2, where (i) means the i-th smallest value:
     the leaf's size times the squared Wasserstein-2 distance of the two empirical distributions (Lewandowski et al.,
-    2023). Equal weights are paired in their order in memory.
+    2023). The gradient is twice the difference, as there is no half here that `l2_init` has. Equal weights are paired
+    in their order in memory.
 
     Args:
       strength: weight of the penalty.
@@ -143,48 +145,50 @@ def w2_init(strength: checks.Number) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None):
         params = needed(params, "w2_init")
-        steps = paths.leaves(updates)
         floats = {path: leaf for path, leaf in paths.leaves(params).items() if paths.is_weight_array(leaf)}
-        new = {}
+        pulls = {}
         for (path, weight), part in zip(floats.items(), _parts([leaf.size for leaf in floats.values()]), strict=True):
             values = weight.reshape(-1)
             target = jnp.zeros_like(state.initial[part]).at[jnp.argsort(values)].set(state.initial[part])
-            pull = 2 * strength * (values - target).reshape(weight.shape)
-            new[path] = steps[path] + pull.astype(steps[path].dtype)
-        return paths.replace(updates, new), state
+            pulls[path] = 2 * strength * (values - target).reshape(weight.shape)
+        return _added(updates, pulls), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
 def parseval(
-    strength: checks.Number = 1e-3, scale: float = 2.0, *, roles: RoleSpec = None
+    strength: checks.Number = 1e-3, scale: float = 2.0, *, width: int | None = 64, roles: RoleSpec = None
 ) -> optax.GradientTransformation:
-    """Add the gradient of strength * ||K^T K - scale * I||_F^2 for every hidden weight K (Chung et al., 2024).
+    """Add the gradient of strength * (width / units)^2 * ||K^T K - scale * I||_F^2 for every hidden weight K.
 
-    K^T K holds the inner products of the units' incoming weights (the paper writes W W^T with a row a unit): units are
-    pushed to be orthogonal, with squared norm `scale`, the square of the gain of orthogonal initialization. A layer
-    with more units than inputs cannot get there. The paper multiplies its strength by (64 / width)^2; that is left to
-    the caller, since a network's layers may differ in width.
+    Parseval regularization (Chung et al., 2024): K^T K holds the inner products of the units' incoming weights (the
+    paper writes W W^T with a row a unit); units are pushed to be orthogonal, with squared norm `scale`, the square of
+    the gain of orthogonal initialization. A layer with more units than inputs cannot get there. The authors' code
+    multiplies the strength by (64 / the network's width)^2; here each layer has its own number of units.
 
     Args:
       strength: weight of the penalty.
       scale: squared norm of a unit's incoming weights.
+      width: the number of units at which `strength` is meant; None: it is that of every layer, whatever its width.
       roles: which weights are hidden: see `nap.roles`.
 
     Raises:
-      ValueError: `strength` < 0.
+      ValueError: `strength` < 0 or `width` < 1.
     """
     checks.not_negative(strength=strength)
+    if width is not None and width < 1:
+        raise ValueError(f"width is a number of units, at least 1, got {width}")
 
     def update_fn(updates, state, params=None):
         params = needed(params, "parseval")
-        weights, steps, new = paths.leaves(params), paths.leaves(updates), {}
+        weights, pulls = paths.leaves(params), {}
         for leaf in with_roles(params, roles, Role.HIDDEN):
             matrix = as_matrix(weights[leaf.path], leaf)
-            products = jnp.einsum("...nu,...nv->...uv", matrix, matrix) - scale * jnp.eye(matrix.shape[-1])
-            pull = strength * from_matrix(4 * matrix @ products, weights[leaf.path], leaf)
-            new[leaf.path] = steps[leaf.path] + pull.astype(steps[leaf.path].dtype)
-        return paths.replace(updates, new), state
+            units = matrix.shape[-1]
+            products = jnp.einsum("...nu,...nv->...uv", matrix, matrix) - scale * jnp.eye(units)
+            share = 1 if width is None else (width / units) ** 2
+            pulls[leaf.path] = strength * share * from_matrix(4 * matrix @ products, weights[leaf.path], leaf)
+        return _added(updates, pulls), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
@@ -216,21 +220,32 @@ def spectral_regularization(
 
     def update_fn(updates, state, params=None):
         params = needed(params, "spectral_regularization")
-        weights, steps, new = paths.leaves(params), paths.leaves(updates), {}
+        weights, pulls = paths.leaves(params), {}
         matrices = with_roles(params, roles, Role.HIDDEN, Role.OUTPUT)
         spectra, state = follow_spectra(params, matrices, state)
         for leaf, (sigma, left, right) in zip(matrices, spectra, strict=True):
             slope = 2 * (sigma**power - 1) * power * sigma ** (power - 1)
             outer = slope[..., None, None] * left[..., :, None] * right[..., None, :]
-            new[leaf.path] = strength * from_matrix(outer, weights[leaf.path], leaf)
+            pulls[leaf.path] = strength * from_matrix(outer, weights[leaf.path], leaf)
         for leaf in with_roles(params, roles, Role.BIAS):
             bias = wide(weights[leaf.path])
             square = jnp.sum(jnp.square(bias), axis=tuple(range(leaf.stacked, bias.ndim)), keepdims=True)
-            new[leaf.path] = strength * 2 * power * square ** (power - 1) * bias
-        pulled = {path: steps[path] + pull.astype(steps[path].dtype) for path, pull in new.items()}
-        return paths.replace(updates, pulled), state
+            pulls[leaf.path] = strength * 2 * power * square ** (power - 1) * bias
+        return _added(updates, pulls), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _all_but_normalizations(params: PyTree, roles: RoleSpec) -> dict[str, Array]:
+    """The floating-point parameters by path, without scales and offsets of normalizations."""
+    left_out, leaves = normalization_parameters(params, roles), paths.leaves(params)
+    return {path: leaf for path, leaf in leaves.items() if paths.is_weight_array(leaf) and path not in left_out}
+
+
+def _added(updates: PyTree, pulls: Mapping[str, Array]) -> PyTree:
+    """The gradients with those of a penalty added, in the gradients' own dtypes."""
+    steps = paths.leaves(updates)
+    return paths.replace(updates, {path: steps[path] + pull.astype(steps[path].dtype) for path, pull in pulls.items()})
 
 
 def with_roles(params: PyTree, roles: RoleSpec, *wanted: Role) -> list[LeafRole]:

@@ -278,6 +278,20 @@ def test_weight_decay_is_that_of_adamw_for_matrices_and_no_other_parameter():
     assert moved == matrices(params())
 
 
+def test_l2_is_a_weight_decay_in_the_gradient_and_leaves_normalizations():
+    """0.1 x 0.5 x 3 of 3; the scales stay 1."""
+    moved = after(make_optimizer("none+l2", SGD, NapConfig(), UPDATES, RivalsConfig(l2_strength=0.5)), 1, gradient=0.0)
+    assert moved["layers"][0]["kernel"][0, 0] == pytest.approx(2.85)
+    np.testing.assert_array_equal(moved["layers"][0]["norm"]["scale"], 1)
+
+
+def test_parsevals_strength_is_that_of_a_layer_of_64_units():
+    """Two units, of norms 3 and 4: 4 K (K^T K - 2 I) is 84 and 224, and (64 / 2)^2 of 1e-3 is 1.024."""
+    moved = after(make_optimizer("none+parseval", SGD, NapConfig(), UPDATES), 1, gradient=0.0)
+    expected = np.diag([3 - 0.1 * 1.024 * 84, 4 - 0.1 * 1.024 * 224])
+    np.testing.assert_allclose(moved["layers"][0]["kernel"], expected, rtol=1e-5)
+
+
 def test_an_intervention_that_comes_once_a_task_needs_tasks_or_an_interval():
     network = Network(lambda key: params(), lambda *_: jnp.zeros(()), lambda *_: (jnp.zeros(()), {}), READERS)
     setting = Setting(network, jax.random.key(0), UPDATES)

@@ -59,9 +59,58 @@ def matrices(params, *wanted):
     return [leaves[p].reshape(-1, leaves[p].shape[-1]).T for p in find_roles(params).paths(*wanted)]
 
 
-def test_l2_is_the_gradient_of_the_squared_norm():
+@pytest.mark.parametrize("make", [l2, l2_init])
+def test_strength_is_the_pull_at_distance_one(make):
+    """As in L2 Init's code, and as a weight decay in the gradient: 0.01 for 1e-2."""
+    params = {"hidden": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "output": {"kernel": jnp.ones((2, 1))}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = make(1e-2).update(zeros, make(1e-2).init(zeros), params)
+    for pull in jax.tree.leaves(updates):
+        np.testing.assert_allclose(pull, 0.01, rtol=1e-6)
+
+
+def test_l2_is_the_gradient_of_half_the_squared_norm():
     params = draw(0)
-    assert_close(added(l2(0.3), params), jax.grad(lambda p: 0.3 * optax.tree.norm(p, squared=True))(params))
+    assert_close(added(l2(0.3), params), jax.grad(lambda p: 0.15 * optax.tree.norm(p, squared=True))(params))
+
+
+NORMALIZED = {
+    "hidden": {"kernel": jnp.ones((2, 2)), "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}},
+    "output": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)},
+}
+
+
+@pytest.mark.parametrize("make", [l2, l2_init])
+def test_normalizations_are_not_pulled(make):
+    zeros = jax.tree.map(jnp.zeros_like, NORMALIZED)
+    pulled = paths.leaves(make(0.5).update(zeros, make(0.5).init(zeros), NORMALIZED)[0])
+    norms = {"hidden/norm/scale", "hidden/norm/bias"}
+    for path, pull in pulled.items():
+        np.testing.assert_array_equal(pull, 0 if path in norms else 0.5, err_msg=path)
+    named = make(0.5, roles={"hidden/norm/bias": "bias"})  # a caller's own word for it
+    pulled = paths.leaves(named.update(zeros, named.init(zeros), NORMALIZED)[0])
+    assert pulled["hidden/norm/bias"][0] == 0.5 and pulled["hidden/norm/scale"][0] == 0
+
+
+@pytest.mark.parametrize("make", [l2, l2_init])
+@pytest.mark.parametrize(
+    "params",
+    [jnp.ones(3), {"w": jnp.ones((3, 3))}, {"a": {"kernel": jnp.ones((3, 3))}, "b": {"kernel": jnp.ones((3, 3))}}],
+    ids=["a bare array", "one matrix", "no output to be told apart"],
+)
+def test_what_has_no_output_layer_is_pulled_too(make, params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = make(0.5).update(zeros, make(0.5).init(zeros), params)
+    jax.tree.map(lambda pull: np.testing.assert_array_equal(pull, 0.5), updates)
+
+
+@pytest.mark.parametrize("make", [l2, l2_init])
+def test_a_masked_part_is_left_alone(make):
+    regularizer = optax.masked(make(0.5), paths.map_leaves(lambda path, _: path.endswith("bias"), NORMALIZED))
+    zeros = jax.tree.map(jnp.zeros_like, NORMALIZED)
+    state = regularizer.init(zeros)
+    pulled = paths.leaves(regularizer.update(zeros, state, NORMALIZED)[0])
+    assert pulled["output/bias"][0] == 0.5 and not np.any(pulled["hidden/kernel"])
 
 
 @pytest.mark.parametrize(("optimizer", "turned"), [(optax.sgd(0.01), False), (optax.adam(0.01), True)])
@@ -74,14 +123,14 @@ def test_l2_turns_projected_weights_behind_adam_only(optimizer, turned):
         updates, _ = projected.update(gradients, projected.init(params), params)
         return optax.apply_updates(params, updates)["hidden"]["kernel"]
 
-    alone, moved = after(optimizer), after(optax.chain(l2(0.5), optimizer))
+    alone, moved = after(optimizer), after(optax.chain(l2(1.0), optimizer))
     share = np.linalg.norm(moved - alone) / np.linalg.norm(alone - params["hidden"]["kernel"])
     assert share > 0.5 if turned else share < 0.02
 
 
-def test_l2_init_is_the_gradient_of_the_squared_distance():
+def test_l2_init_is_the_gradient_of_half_the_squared_distance():
     params, initial = draw(0), draw(5)
-    penalty = jax.grad(lambda p: 0.3 * optax.tree.norm(optax.tree.sub(p, initial), squared=True))
+    penalty = jax.grad(lambda p: 0.15 * optax.tree.norm(optax.tree.sub(p, initial), squared=True))
     assert_close(added(l2_init(0.3), params, initial), penalty(params))
 
 
@@ -109,27 +158,44 @@ def test_w2_init_is_nothing_where_weights_are_only_exchanged():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_parseval_is_the_gradient_of_the_penalty(network):
+    """Of which each layer has a share of (3 / its units)^2, with units by the rows."""
     params = draw(0, network)
 
     def penalty(p):
         rows = matrices(p, Role.HIDDEN)
-        return 0.01 * sum(jnp.sum((w @ w.T - 2 * jnp.eye(len(w))) ** 2) for w in rows)
+        return 0.01 * sum((3 / len(w)) ** 2 * jnp.sum((w @ w.T - 2 * jnp.eye(len(w))) ** 2) for w in rows)
 
-    found = added(parseval(0.01), params)
+    found = added(parseval(0.01, width=3), params)
     assert_close(found, jax.jit(jax.grad(penalty))(params), atol=1e-4)
     assert not np.any(paths.leaves(found)["output/kernel"])
 
 
 def test_parseval_by_hand():
-    """Units (1, 0) and (1, 1): K^T K - 2 I = [[-1, 1], [1, 0]], times 4 K = [[4, 4], [0, 4]]."""
+    """Units (1, 0) and (1, 1): K^T K - 2 I = [[-1, 1], [1, 0]], times 4 K = [[4, 4], [0, 4]].
+
+    As published that is multiplied by (64 / 2)^2 = 1024 in a layer of two units.
+    """
     params = {"hidden": {"kernel": jnp.array([[1.0, 1.0], [0.0, 1.0]])}, "output": {"kernel": jnp.ones((2, 1))}}
-    np.testing.assert_allclose(added(parseval(1.0), params)["hidden"]["kernel"], [[0, 4], [4, 0]])
+    np.testing.assert_allclose(added(parseval(1.0, width=None), params)["hidden"]["kernel"], [[0, 4], [4, 0]])
+    np.testing.assert_allclose(added(parseval(1.0), params)["hidden"]["kernel"], [[0, 4096], [4096, 0]], atol=1)
+
+
+def test_parsevals_published_strength_is_that_of_64_units():
+    """Units of squared norm 1 are pulled apart by 4 (1 - 2) K; in a layer of 256 units by a sixteenth of that."""
+    pulls = {}
+    for units in (64, 256):
+        params = {"hidden": {"kernel": jnp.eye(units)}, "output": {"kernel": jnp.ones((units, 1))}}
+        updates, _ = parseval(1e-3).update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
+        pulls[units] = updates["hidden"]["kernel"][0, 0]
+    assert pulls[64] == pytest.approx(-4e-3) and pulls[256] == pytest.approx(-4e-3 / 16)
+    with pytest.raises(ValueError, match="width is a number of units, at least 1, got 0"):
+        parseval(width=0)
 
 
 def test_parseval_rests_where_units_are_orthogonal():
     orthogonal = jnp.sqrt(2) * jnp.eye(4)[:, :3]
     params = {"hidden": {"kernel": orthogonal}, "output": {"kernel": jnp.ones((3, 1))}}
-    np.testing.assert_allclose(added(parseval(1.0), params)["hidden"]["kernel"], 0, atol=1e-5)
+    np.testing.assert_allclose(added(parseval(1.0, width=3), params)["hidden"]["kernel"], 0, atol=1e-5)
 
 
 def test_attention_has_a_column_for_each_feature_of_each_head():
@@ -137,7 +203,9 @@ def test_attention_has_a_column_for_each_feature_of_each_head():
     params = {"a": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
     params["a"]["o"] = {"kernel": jnp.ones((2, 3, 5))}
     params["output"] = {"kernel": jnp.ones((5, 2))}
-    updates, _ = parseval(1.0).update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
+    updates, _ = parseval(1.0, width=6).update(
+        jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params
+    )
     flat = np.asarray(kernels["q"]).reshape(5, 6)
     expected = 4 * flat @ (flat.T @ flat - 2 * np.eye(6))
     np.testing.assert_allclose(updates["a"]["q"]["kernel"], expected.reshape(5, 2, 3), rtol=1e-4, atol=1e-4)
@@ -147,7 +215,7 @@ def test_a_weight_of_pytorch_layout_has_a_row_for_each_unit():
     """Equinox stores (out, in): an orthogonal row for each unit of a layer with more inputs than units."""
     mlp = eqx.filter(eqx.nn.MLP(6, 2, 3, 2, key=jax.random.key(0)), eqx.is_inexact_array)
     mlp = eqx.tree_at(lambda m: m.layers[0].weight, mlp, jnp.sqrt(2) * jnp.eye(3, 6))
-    np.testing.assert_allclose(added(parseval(1.0), mlp).layers[0].weight, 0, atol=1e-5)
+    np.testing.assert_allclose(added(parseval(1.0, width=3), mlp).layers[0].weight, 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("power", [1, 2, 3])

@@ -31,7 +31,7 @@ MAKERS = {
     "l2": lambda key: optax.chain(l2(0.1), SGD),
     "l2_init": lambda key: optax.chain(l2_init(0.1), SGD),
     "w2_init": lambda key: optax.chain(w2_init(0.1), SGD),
-    "parseval": lambda key: optax.chain(parseval(0.01), SGD),
+    "parseval": lambda key: optax.chain(parseval(0.01, width=5), SGD),
     "spectral_regularization": lambda key: optax.chain(spectral_regularization(0.01), SGD),
     "shrink_and_perturb": lambda key: optax.chain(
         SGD, shrink_and_perturb(shrink=0.5, perturb=0.5, init=NETWORK.init, key=key, every=2)
