@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -62,12 +63,19 @@ def continual_backprop(
     """Replace the least useful mature units at a steady rate (Dohare et al., 2024, algorithm 1).
 
     A unit's utility is that of Dohare et al. (2021), "adaptable contribution" in their code: the running mean of
-    mean |outgoing weight| x mean |activation - its running mean| / mean |incoming weight|. After every update, `rate` x
-    (number of units older than `maturity`) more units of a layer are due; of the mature ones those with the least
-    utility get fresh incoming and no outgoing weights. What they gave on average is added to the biases of the layers
-    that read them (a layer with a normalization has none, and its pre-activations change). The optimizer forgets what
-    it knew of the unit; wrap `interventions.adam` so that this goes for step counts too. Call `update(gradients, state,
-    params, activations=...)`.
+    |outgoing weight| x mean |activation - its running mean|, averaged over the outgoing weights, / mean |incoming
+    weight|. Behind a convolution each position counts with its own weights where a flatten gives it some. After every
+    update, `rate` x (number of units older than `maturity`) more units of a layer are due; of the mature ones those
+    with the least utility get fresh incoming and no outgoing weights. What they gave on average is added to the biases
+    of the layers that read them (a layer with a normalization has none, and its pre-activations change). The optimizer
+    forgets what it knew of the unit; wrap `interventions.adam` so that this goes for step counts too. Call
+    `update(gradients, state, params, activations=...)`.
+
+    The authors' code differs in four things: it clears the running mean before it hands it over, which adds 0 to the
+    biases (for convolutions it hands nothing over); it lets a fresh unit read another one that is replaced at the same
+    time; of a convolution's channels `rate` x all are due once one is mature; and a fresh bias is 0, not the
+    initializer's. Their later code, for larger networks, has no running mean in the utility and takes the activations
+    of a single batch.
 
     Args:
       optimizer: the optimizer to wrap.
@@ -105,10 +113,7 @@ def continual_backprop(
         count = jnp.asarray(optax.safe_increment(state.count))
         moved = optax.apply_updates(params, steps)
         leaves = paths.leaves(moved)
-        units = {
-            layer: _observe(record, by_unit(activations, layer, record.ages.size), leaves, layer)
-            for layer, record in state.units.items()
-        }
+        units = {layer: _observe(record, activations, leaves, layer) for layer, record in state.units.items()}
 
         def replace(operand: PyTree) -> PyTree:
             count, key, units, params, steps, inner_state = operand
@@ -126,19 +131,20 @@ def continual_backprop(
         return steps, ContinualBackpropState(count, state.key, units, inner_state)
 
     def _observe(
-        record: UnitRecord, values: Float[Array, "samples k units"], leaves: Mapping[str, Array], layer: str
+        record: UnitRecord, activations: Mapping[str, Array], leaves: Mapping[str, Array], layer: str
     ) -> UnitRecord:
+        values = by_unit(activations, layer, record.ages.size)
         if values.shape[1] != features:
             raise ValueError(f"a unit of {layer} has {values.shape[1]} features, but features={features}")
         ages = record.ages + 1
         mean = decay * record.mean_activation + (1 - decay) * jnp.mean(values, axis=0)
-        swing = jnp.mean(jnp.abs(values - mean / (1 - decay**ages)), axis=0)
-        kernels = [outgoing(leaves[f"{reader}/kernel"], *swing.shape) for reader in readers[layer]]
-        weights = sum(kernel.shape[0] * kernel.shape[-1] for kernel in kernels)
-        out = sum(jnp.sum(jnp.abs(kernel), axis=(0, -1)) for kernel in kernels) / weights
+        swings = jnp.abs(values - mean / (1 - decay**ages))
+        swing = jnp.mean(swings.reshape(-1, math.prod(activations[layer].shape[1:-1]), *mean.shape), axis=0)
+        parts = [_contribution(leaves[f"{reader}/kernel"], swing) for reader in readers[layer]]
+        out = sum(total for total, _ in parts) / sum(weights for _, weights in parts)
         into = leaves[f"{layer}/kernel"]
         incoming = jnp.mean(jnp.abs(into), axis=tuple(range(into.ndim - 1)))
-        now = jnp.sum(out * swing, axis=0) / jnp.maximum(incoming, 1e-12)
+        now = jnp.sum(out, axis=0) / jnp.maximum(incoming, 1e-12)
         mature = jnp.sum(ages > maturity)
         return UnitRecord(ages, decay * record.utility + (1 - decay) * now, mean, record.due + rate * mature)
 
@@ -163,3 +169,18 @@ def continual_backprop(
         return paths.replace(params, leaves)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _contribution(
+    kernel: Float[Array, "*space inputs outputs"], swing: Float[Array, "positions k units"]
+) -> tuple[Float[Array, "k units"], int]:
+    """The sum of |weight| x swing over a reader's weights for each feature of each unit, and how many these are.
+
+    Behind a flatten each position has weights of its own, and meets its own swing; a convolution's window meets them
+    all alike, and where positions were pooled on the way, which met which is not known: there it is their mean.
+    """
+    rows = outgoing(kernel, *swing.shape[1:])
+    weights = jnp.sum(jnp.abs(rows), axis=-1)  # [places k units]
+    flattened = kernel.ndim == 2 and len(rows) == len(swing)
+    met = swing if flattened else jnp.mean(swing, axis=0)
+    return jnp.sum(weights * met, axis=0), rows.shape[0] * rows.shape[-1]

@@ -62,6 +62,43 @@ def test_continual_backprop_utility_is_of_the_weights_after_the_step():
     np.testing.assert_allclose(state.units["a"].utility, 10 * out / into, rtol=1e-5)
 
 
+def utilities(shapes, params, hidden, readers=READERS):
+    """After one update, with decay 0."""
+    options = {"readers": readers, "key": jax.random.key(0), "rate": 0.0, "decay": 0.0}
+    optimizer = continual_backprop(STILL, init=normal_init(shapes), **options)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    _, state = optimizer.update(zero, optimizer.init(params), params, activations={"a": jnp.array(hidden)})
+    return state.units["a"].utility
+
+
+PLACES = [[[[1.0, 0.0], [0.0, 2.0]]], [[[1.0, 0.0], [4.0, 4.0]]]]
+"""Two examples of a map of 1 x 2 positions with two channels; both have the mean 1.5.
+
+Mean distances from it: 0.5 and 2 of channel 0 at the two positions, 1.5 and 1.5 of channel 1.
+"""
+ROWS = [[4.0], [1.0], [0.0], [1.0]]
+"""For channels 0 and 1 at the first position, and at the second."""
+
+
+def test_continual_backprop_utility_through_a_flatten_is_of_each_position():
+    """(4 x 0.5 + 0 x 2) / 2 and (1 x 1.5 + 1 x 1.5) / 2; means apart, channel 0 would have 2 x 1.25 and stay."""
+    shapes = {"a/kernel": (1, 1, 1, 2), "output/kernel": (4, 1)}
+    params = {"a": {"kernel": jnp.ones((1, 1, 1, 2))}, "output": {"kernel": jnp.array(ROWS)}}
+    np.testing.assert_allclose(utilities(shapes, params, PLACES), [1.0, 1.5])
+    twice = {**params, "also": {"kernel": jnp.array(ROWS[::-1])}}  # 1 x 0.5 + 1 x 2; 0 x 1.5 + 4 x 1.5
+    found = utilities({**shapes, "also/kernel": (4, 1)}, twice, PLACES, {"a": ("output", "also")})
+    np.testing.assert_allclose(found, [(1 + 1.25) / 2, (1.5 + 3) / 2])
+
+
+def test_continual_backprop_utility_where_positions_share_their_weights():
+    """In a convolution's window, and in a dense layer behind pooling, the weights' mean meets the positions' mean."""
+    window = {"a": {"kernel": jnp.ones((1, 1, 1, 2))}, "output": {"kernel": jnp.array(ROWS).reshape(1, 2, 2, 1)}}
+    shapes = {"a/kernel": (1, 1, 1, 2), "output/kernel": (1, 2, 2, 1)}
+    np.testing.assert_allclose(utilities(shapes, window, PLACES), [2 * 1.25, 1 * 1.5])
+    pooled = {**window, "output": {"kernel": jnp.array(ROWS[:2])}}
+    np.testing.assert_allclose(utilities({**shapes, "output/kernel": (2, 1)}, pooled, PLACES), [4 * 1.25, 1 * 1.5])
+
+
 def varied(updates: int, units: int = 5):
     """Batches whose activations differ, in size too: unit 0 varies least, the last one most."""
     return jax.random.normal(jax.random.key(9), (updates, 64, units)) * 4.0 ** jnp.arange(units)
@@ -112,6 +149,20 @@ def test_continual_backprop_hands_the_mean_over_to_the_bias():
     assert jnp.all(jnp.abs(after["output"]["bias"] - params["output"]["bias"]) > 1e-3)
 
 
+def test_continual_backprop_hands_over_what_the_authors_code_has_cleared():
+    """Activations (1, 4), (3, 0): unit 0, with the least utility, gave 2 x 2 = 4; published code adds 0 instead."""
+    shapes = {"a/kernel": (1, 2), "output/kernel": (2, 1), "output/bias": (1,)}
+    params = {
+        "a": {"kernel": jnp.ones((1, 2))},
+        "output": {"kernel": jnp.array([[2.0], [5.0]]), "bias": jnp.zeros(1)},
+    }
+    options = {"rate": 0.5, "decay": 0.5, "maturity": 0, "key": jax.random.key(0)}
+    optimizer = continual_backprop(STILL, readers=READERS, init=normal_init(shapes), **options)
+    gone, (after,), _ = drive(optimizer, params, [[[1.0, 4.0], [3.0, 0.0]]])
+    assert gone == [[0]]
+    np.testing.assert_allclose(after["output"]["bias"], 4)
+
+
 def test_continual_backprop_with_two_features_through_a_flatten():
     """2 units x 2 features at 3 places. Unit 1's features never move, so it goes; its means are 5 and 7."""
     shapes = {"a/kernel": (1, 1, 1, 2), "output/kernel": (12, 2), "output/bias": (2,)}
@@ -129,9 +180,9 @@ def test_continual_backprop_with_two_features_through_a_flatten():
     np.testing.assert_array_equal(after["output"]["kernel"], kernel.at[:, :, 1].set(0).reshape(12, 2))
     given = 5 * kernel[:, 0, 1].sum(0) + 7 * kernel[:, 1, 1].sum(0)
     np.testing.assert_allclose(after["output"]["bias"], params["output"]["bias"] + given, rtol=1e-5)
-    swings = jnp.abs(moving - moving.mean((0, 1, 2))).mean((0, 1, 2))
-    out = jnp.abs(kernel).mean((0, 3))[:, 0]
-    utility = 0.01 * (out * swings).sum() / jnp.abs(params["a"]["kernel"][0, 0, 0, 0])
+    swings = jnp.abs(moving - moving.mean((0, 1, 2))).mean((0, 1))  # place, feature
+    out = jnp.abs(kernel).mean(3)[:, :, 0]
+    utility = 0.01 * (out * swings).mean(0).sum() / jnp.abs(params["a"]["kernel"][0, 0, 0, 0])
     np.testing.assert_allclose(state.units["a"].utility, [utility, 0], rtol=1e-5)
     np.testing.assert_array_equal(state.units["a"].ages, [1, 0])
 
