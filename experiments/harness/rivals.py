@@ -63,7 +63,7 @@ class RivalsConfig:
     maturity: int = 100
     """continual-backprop: updates before a unit may be replaced."""
     snr_percentile: float = 0.99
-    """self-normalized-resets: share of a unit's silences that pass without a reset."""
+    """self-normalized-resets: share of a unit's silences that are as long as its threshold or shorter."""
     tortoise_momentum: float = 0.999
     """hare-and-tortoise: of the moving average of the weights."""
     dash_alpha: float = 0.3

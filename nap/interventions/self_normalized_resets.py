@@ -25,11 +25,13 @@ class FiringRecord(NamedTuple):
     Attributes:
       silence: updates since each unit fired or began anew.
       histogram: how often a silence ended in each bin, since the thresholds were last set.
+      greatest: the longest of these silences in each bin.
       threshold: the silence, in updates, at which a unit is recycled.
     """
 
     silence: Int[Array, " units"]
     histogram: Int[Array, "units bins"]
+    greatest: Int[Array, "units bins"]
     threshold: Float[Array, " units"]
 
 
@@ -62,22 +64,33 @@ def self_normalized_resets(
     shortest: int = 16,
     longest: int = 20_000,
 ) -> optax.GradientTransformationExtraArgs:
-    """Recycle units whose silence exceeds their own usual silences (Farias & Jozefiak, 2024, algorithm 1).
+    """Recycle units whose silence reaches the longest that is usual for them (Farias & Jozefiak, 2024).
 
-    A unit fires at an update if it is positive for any example of the batch. Every `every` updates each unit's
-    threshold is set anew: to the `percentile` of its silences since the last time where that is shorter than the
-    threshold, otherwise to `expansion` times the threshold. A silence that reaches the threshold ends by recycling the
-    unit, and is counted too. The paper keeps every silence; here they are counted in bins of growing width (edges at
-    powers of sqrt(2)), and a percentile is its bin's upper edge: the least number of updates above the bin. The
-    optimizer forgets what it knew of a recycled unit; wrap `interventions.adam` so that this goes for step counts too.
-    Call `update(gradients, state, params, activations=...)`.
+    A unit fires at an update if it is positive for any example of the batch, at any position. The updates between two
+    firings are a silence; one that reaches the unit's threshold ends by recycling the unit, and is counted too. Every `every` updates each threshold is set anew: to the `percentile` of the unit's silences
+    since the last time where that is below the threshold, otherwise to `expansion` times the threshold. A unit that
+    fired at every update gets the least threshold; one that never did keeps its own. The optimizer forgets what it knew
+    of a recycled unit; wrap `interventions.adam` so that this goes for step counts too. Call `update(gradients, state,
+    params, activations=...)`.
+
+    These are the rules of the authors' code. By the inequality of the paper's algorithm 1 only a silence longer than
+    the percentile would recycle, and firings in a row would count as silences of 0; in the code a unit whose silences
+    are all alike is recycled at each of them in every other period. What differs here:
+
+    - The code keeps a count of every length for each unit. Here silences are counted in bins of growing width (edges
+      at powers of sqrt(2)), and the percentile is the longest one in the bin that holds it: exact where a unit's
+      silences are alike, too long by a factor of sqrt(2) at most.
+    - `shortest` is one update there, of 100 examples. Of small batches a healthy unit often misses one or two in a row.
+    - `every` is 16 tasks there; an optimizer knows of no tasks.
+    - A unit that was silent for a whole period gets the least threshold there, so it is recycled before its time.
+    - A recycled unit's bias is the initializer's draw, there 0, and step counts of its weights start over.
 
     Args:
       optimizer: the optimizer to wrap.
       readers: which layers read which; its keys are the layers whose units are watched.
       init: the network's initializer.
       key: random key for the fresh weights.
-      percentile: share of a unit's silences that its threshold lets pass; 1 recycles nothing.
+      percentile: share of a unit's silences that are as long as its threshold or shorter; 1 recycles nothing.
       threshold: the threshold, in updates, to begin with.
       every: updates between new thresholds.
       expansion: factor by which a threshold grows that too many silences reach.
@@ -105,6 +118,7 @@ def self_normalized_resets(
             layer: FiringRecord(
                 jnp.zeros(number, jnp.int32),
                 jnp.zeros((number, bins), jnp.int32),
+                jnp.zeros((number, bins), jnp.int32),
                 jnp.full(number, threshold, jnp.float32),
             )
             for layer, number in count_units(params, readers).items()
@@ -119,12 +133,17 @@ def self_normalized_resets(
         units, masks = {}, {}
         for layer, record in state.units.items():
             fired = jnp.any(by_unit(activations, layer, record.silence.size) > 0, axis=(0, 1))
-            silence = record.silence + 1
+            silence = jnp.where(fired, record.silence, record.silence + 1)
             masks[layer] = ~fired & (silence >= record.threshold) & (percentile < 1)
-            ended = fired | masks[layer]
-            reached = jnp.searchsorted(edges, jnp.minimum(silence, longest), side="right")
-            arrived = ended[:, None] & (jnp.arange(bins) == reached[:, None])
-            units[layer] = FiringRecord(jnp.where(ended, 0, silence), record.histogram + arrived, record.threshold)
+            ended, length = fired | masks[layer], jnp.minimum(silence, longest)[:, None]
+            reached = jnp.searchsorted(edges, length, side="right")
+            arrived = ended[:, None] & (length > 0) & (jnp.arange(bins) == reached)
+            units[layer] = FiringRecord(
+                jnp.where(ended, 0, silence),
+                record.histogram + arrived,
+                jnp.maximum(record.greatest, jnp.where(arrived, length, 0)),
+                record.threshold,
+            )
         units = rarely(count % every == 0, _new_thresholds, units)
 
         def recycle_silent(operand: PyTree) -> PyTree:
@@ -145,10 +164,13 @@ def self_normalized_resets(
 
     def _new_threshold(record: FiringRecord) -> FiringRecord:
         counted = jnp.cumsum(record.histogram, axis=1)
-        reached = jnp.argmax(counted >= percentile * counted[:, -1:], axis=1)  # the first bin that has the percentile
-        usual = edges[reached].astype(jnp.float32)
-        threshold = jnp.where(usual <= record.threshold, usual, expansion * record.threshold)
-        threshold = jnp.where(counted[:, -1] > 0, jnp.clip(threshold, shortest, longest), record.threshold)
-        return FiringRecord(record.silence, jnp.zeros_like(record.histogram), threshold)
+        total = counted[:, -1:]
+        reached = jnp.argmax(counted / jnp.maximum(total, 1) >= percentile, axis=1)  # the first bin that has it
+        usual = jnp.take_along_axis(record.greatest, reached[:, None], axis=1)[:, 0].astype(jnp.float32)
+        threshold = jnp.where(usual < record.threshold, usual, expansion * record.threshold)
+        without_silences = jnp.where(record.silence < every, shortest, record.threshold)  # it fired, or it did not
+        threshold = jnp.clip(jnp.where(total[:, 0] > 0, threshold, without_silences), shortest, longest)
+        none = jnp.zeros_like(record.histogram)
+        return FiringRecord(record.silence, none, none, threshold)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -203,9 +203,7 @@ def test_attention_has_a_column_for_each_feature_of_each_head():
     params = {"a": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
     params["a"]["o"] = {"kernel": jnp.ones((2, 3, 5))}
     params["output"] = {"kernel": jnp.ones((5, 2))}
-    updates, _ = parseval(1.0, width=6).update(
-        jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params
-    )
+    updates, _ = parseval(1.0, width=6).update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
     flat = np.asarray(kernels["q"]).reshape(5, 6)
     expected = 4 * flat @ (flat.T @ flat - 2 * np.eye(6))
     np.testing.assert_allclose(updates["a"]["q"]["kernel"], expected.reshape(5, 2, 3), rtol=1e-4, atol=1e-4)
