@@ -26,6 +26,7 @@ from typing import Any
 
 from nap import paths
 from nap.paths import Key, PyTree
+from nap.stacking import stacked_axes
 from nap.tables import format_table
 
 
@@ -149,6 +150,29 @@ def roles(
     return Roles(tuple(itertools.starmap(LeafRole, rows)))
 
 
+def _decide_without_weights(
+    params: PyTree, overrides: Mapping[str, Role | str] | None, stacked: Mapping[str, int] | None
+) -> tuple[list[_Node], dict[str, tuple[Role, str]], set[str]]:
+    """The nodes; the roles of all but undeclared matrices and kernels; the paths whose role was given or declared."""
+    entries = paths.keys_and_leaves(params)
+    names = [paths.join(keys) for keys, _ in entries]
+    given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
+    depths = {**stacked_axes(entries, _SCALE_NAMES | _OFFSET_NAMES), **_match(stacked or {}, names, int)}
+    nodes = _with_attention([_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries])
+    declared = paths.metadata(params, "role")
+    decided: dict[str, tuple[Role, str]] = {}
+    for node in nodes:
+        if node.path in given:
+            decided[node.path] = given[node.path], "override"
+        elif not node.is_array:
+            decided[node.path] = Role.OTHER, "not a floating-point array"
+        elif node.path in declared:
+            decided[node.path] = Role(declared[node.path]), "declared by its layer"
+        elif (kind := _kind(node, nodes)) is not None:
+            decided[node.path] = kind
+    return nodes, decided, given.keys() | declared.keys()
+
+
 def normalization_parameters(params: PyTree, overrides: Mapping[str, Role | str] | Roles | None = None) -> set[str]:
     """The paths of all scales and offsets of normalizations; unlike `roles`, it needs no output layer to be found."""
     if isinstance(overrides, Roles):
@@ -265,29 +289,6 @@ def _with_attention(nodes: list[_Node]) -> list[_Node]:
     return [dataclasses.replace(node, heads=heads.get(node.path)) for node in nodes]
 
 
-def _decide_without_weights(
-    params: PyTree, overrides: Mapping[str, Role | str] | None, stacked: Mapping[str, int] | None
-) -> tuple[list[_Node], dict[str, tuple[Role, str]], set[str]]:
-    """The nodes; the roles of all but undeclared matrices and kernels; the paths whose role was given or declared."""
-    entries = paths.keys_and_leaves(params)
-    names = [paths.join(keys) for keys, _ in entries]
-    given = {path: Role(role) for path, role in _match(overrides or {}, names, Role).items()}
-    depths = {**_stacked_axes(entries), **_match(stacked or {}, names, int)}
-    nodes = _with_attention([_Node.of(keys, leaf, depths[paths.join(keys)]) for keys, leaf in entries])
-    declared = paths.metadata(params, "role")
-    decided: dict[str, tuple[Role, str]] = {}
-    for node in nodes:
-        if node.path in given:
-            decided[node.path] = given[node.path], "override"
-        elif not node.is_array:
-            decided[node.path] = Role.OTHER, "not a floating-point array"
-        elif node.path in declared:
-            decided[node.path] = Role(declared[node.path]), "declared by its layer"
-        elif (kind := _kind(node, nodes)) is not None:
-            decided[node.path] = kind
-    return nodes, decided, given.keys() | declared.keys()
-
-
 def _kind(node: _Node, nodes: list[_Node]) -> tuple[Role, str] | None:
     """The role of what is not a matrix or kernel; None for those."""
     siblings = [other for other in nodes if other.keys[:-1] == node.keys[:-1] and other is not node]
@@ -377,31 +378,6 @@ def _numbered(key: str) -> tuple[str, int]:
     """A name and the number at its end, -1 where there is none."""
     found = re.fullmatch(r"(.*?)(\d+)", key)
     return (found[1], int(found[2])) if found else (key, -1)
-
-
-def _stacked_axes(entries: list[tuple[tuple[Key, ...], Any]]) -> dict[str, int]:
-    """How many leading axes of each leaf stack whole layers.
-
-    A subtree is stacked if all its arrays share their leading dimension and even its vectors (known by the names of
-    Flax and PyTorch) have it; a normalization layer alone does not count, since its scale may have several axes. What
-    has that axis alone is a number of each layer, like a slope.
-    """
-    arrays = {keys: tuple(leaf.shape) for keys, leaf in entries if paths.is_weight_array(leaf)}
-    vectors = _SCALE_NAMES | _OFFSET_NAMES
-    depths = {paths.join(keys): 0 for keys, _ in entries}
-    for subtree in {keys[:i] for keys in arrays for i in range(len(keys))}:
-        inside = {keys: shape for keys, shape in arrays.items() if keys[: len(subtree)] == subtree}
-        depth = 0
-        while (
-            all(len(shape) > depth + (keys[-1] in vectors) for keys, shape in inside.items())
-            and len({shape[depth] for shape in inside.values()}) == 1
-            and any(keys[-1] in vectors for keys in inside)
-            and any(len(shape) > depth + 2 and keys[-1] not in vectors for keys, shape in inside.items())
-        ):
-            depth += 1
-        for keys in inside:
-            depths[paths.join(keys)] = max(depths[paths.join(keys)], depth)
-    return depths
 
 
 def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +242,7 @@ def _all_but_normalizations(params: PyTree, roles: RoleSpec) -> dict[str, Array]
     return {path: leaf for path, leaf in leaves.items() if paths.is_weight_array(leaf) and path not in left_out}
 
 
-def _added(updates: PyTree, pulls: Mapping[str, Array]) -> PyTree:
+def _added(updates: PyTree, pulls: Mapping[str, Any]) -> PyTree:
     """The gradients with those of a penalty added, in the gradients' own dtypes."""
     steps = paths.leaves(updates)
     return paths.replace(updates, {path: steps[path] + pull.astype(steps[path].dtype) for path, pull in pulls.items()})
