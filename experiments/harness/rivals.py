@@ -69,7 +69,7 @@ class RivalsConfig:
     dash_alpha: float = 0.3
     """dash: weight of a new gradient in the moving average."""
     dash_shrink: float = 0.3
-    """dash: least factor that a unit's weights are shrunk by."""
+    """dash: least factor that weights are shrunk by."""
     dash_window: int = 10
     """dash: updates over which the gradient on new data is averaged, with the weights held still."""
     large_epsilon: float = 1e-3

@@ -16,8 +16,8 @@ Where they go in an optimizer:
 
     name                      what it does                                         source                     default
     on the gradient
-    l2                        pulls all parameters to 0                            -                          -
-    l2_init                   pulls all parameters to their initial values         Kumar et al., 2023         -
+    l2                        pulls all but normalizations to 0                    -                          -
+    l2_init                   pulls the same to their initial values               Kumar et al., 2023         -
     w2_init                   pulls the sorted values to the initial ones           Lewandowski et al., 2023   -
     parseval                  pulls the units' weights to orthogonality            Chung et al., 2024         1e-3
     spectral_regularization   pulls the largest singular values to 1               Lewandowski et al., 2024   -
@@ -30,7 +30,7 @@ Where they go in an optimizer:
     self_normalized_resets    recycles units that are silent for unusually long    Farias & Jozefiak, 2024    0.99
     reset_layers              draws layers anew                                    Nikishin et al., 2022      -
     reset_optimizer_state     starts the optimizer's state over                    Asadi et al., 2023         -
-    dash                      shrinks units that oppose the gradient of new data   Shin et al., 2024          0.3
+    dash                      shrinks what opposes the gradient of new data        Shin et al., 2024          0.3
     plasticity_injection      continues with a second head (with_injection)        Nikishin et al., 2023      -
     behind the optimizer
     shrink_and_perturb        shrinks the weights and adds a fresh draw            Ash & Adams, 2020          -
