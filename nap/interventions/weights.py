@@ -55,7 +55,8 @@ def shrink_and_perturb(
 
     `fresh` is a new draw of the network's initializer, each time another one. As published there are two ways: hard,
     shrink = perturb = 0.5 at the start of each task; and soft, 1 - 1e-6 and 1e-6 at every update, where drawing the
-    weights anew each time is what the method costs. The optimizer's state is left as it is.
+    weights anew each time is what the method costs. The optimizer's state is left as it is. The codes of DASH and UPGD
+    add Gaussian noise of one size for all layers instead of a fresh draw.
 
     Args:
       shrink: factor on the weights; 1 keeps them.
@@ -118,8 +119,9 @@ def clip_weights(kappa: float, *, include_output: bool = True, roles: RoleSpec =
     """Clip every weight to +-kappa / sqrt(fan in) after each update (Elsayed et al., 2024).
 
     1 / sqrt(fan in) is the bound of the uniform initialization of PyTorch's and DQN Zoo's layers. A bias has its
-    layer's fan in, that of the weight beside it. Normalizations, embeddings, the parameters of activation functions and
-    biases without a weight beside them stay as they are.
+    layer's fan in, that of the weight beside it. Embeddings, the parameters of activation functions and biases without
+    a weight beside them stay as they are, and so do normalizations, which the authors' code clips too, by the fan in of
+    the layer before: a scale of 1 to kappa / 4 behind 16 inputs.
 
     Args:
       kappa: largest weight, in bounds; published are 1 to 5, for residual networks 10 to 20.
@@ -134,11 +136,11 @@ def clip_weights(kappa: float, *, include_output: bool = True, roles: RoleSpec =
 
     def update_fn(updates, state, params=None):
         params = needed(params, "clip_weights")
-        fan_in = {_layer(leaf): _fan_in(leaf) for leaf in with_roles(params, roles, *clipped)}
+        fan_in = {layer_of(leaf): _fan_in(leaf) for leaf in with_roles(params, roles, *clipped)}
         weights, new = moved(params, updates), {}
         for leaf in with_roles(params, roles, *clipped, Role.BIAS):
-            if _layer(leaf) in fan_in:
-                bound = kappa / math.sqrt(fan_in[_layer(leaf)])
+            if layer_of(leaf) in fan_in:
+                bound = kappa / math.sqrt(fan_in[layer_of(leaf)])
                 new[leaf.path] = jnp.clip(weights[leaf.path], -bound, bound)
         return landing(params, updates, new), state
 
@@ -180,25 +182,31 @@ def spectral_normalization(radius: float = 1.0, *, roles: RoleSpec = None) -> op
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def project_units(radius: float = 1.0, *, roles: RoleSpec = None) -> optax.GradientTransformation:
+def project_units(
+    radius: float = 1.0, *, include_output: bool = False, roles: RoleSpec = None
+) -> optax.GradientTransformation:
     """Scale every hidden unit's incoming weights to norm `radius` after each update (SimbaV2, Lee et al., 2025).
 
-    SimbaV2 projects its first weights too; here the first update does. Incoming weights of zero stay zero.
+    SimbaV2 projects its first weights too; here the first update does. It also projects its output layers, as
+    `include_output` does, and has a softmax or tanh behind them; elsewhere that bounds outputs by the features' norm.
+    Incoming weights of zero stay zero.
 
     Args:
       radius: the norm of a column of a dense kernel, or of a filter.
+      include_output: whether the output layer is projected too.
       roles: which weights are hidden: see `nap.roles`.
 
     Raises:
       ValueError: `radius` <= 0.
     """
     checks.positive(radius=radius)
+    projected = (Role.HIDDEN, Role.OUTPUT) if include_output else (Role.HIDDEN,)
 
     def update_fn(updates, state, params=None):
         params = needed(params, "project_units")
         weights = moved(params, updates)
         new = {}
-        for leaf in with_roles(params, roles, Role.HIDDEN):
+        for leaf in with_roles(params, roles, *projected):
             norm = jnp.linalg.vector_norm(weights[leaf.path], axis=incoming_axes(leaf), keepdims=True)
             new[leaf.path] = weights[leaf.path] * factor_to(radius, norm)
         return landing(params, updates, new), state
@@ -212,6 +220,9 @@ def hare_and_tortoise(*, momentum: float = 0.999, every: int) -> optax.GradientT
     After each update the tortoise <- momentum * tortoise + (1 - momentum) * parameters, from the initial parameters on;
     every `every` updates the parameters (the hare) are set to the tortoise. The optimizer's state is left as it is.
     Behind this transformation a projection moves the hare only: the tortoise averages what the updates lead to.
+
+    In the authors' code the two share their storage after a reset, so that the tortoise has the next update in full; it
+    averages batch statistics too, and counts epochs.
 
     Args:
       momentum: of the moving average; 0 does nothing.
@@ -264,7 +275,8 @@ def _fan_in(leaf: LeafRole) -> int:
     return math.prod(leaf.shape[axis] for axis in incoming_axes(leaf))
 
 
-def _layer(leaf: LeafRole) -> str:
+def layer_of(leaf: LeafRole) -> str:
+    """The path of the layer that a weight or bias belongs to."""
     return leaf.path.rpartition("/")[0]
 
 

@@ -183,6 +183,16 @@ def test_project_units_by_hand():
     np.testing.assert_array_equal(projected["output"]["kernel"], 1)
 
 
+def test_project_units_takes_the_output_layer_along_where_it_is_told_to():
+    """As SimbaV2 does: columns (3, 4) and (0, 2) to norm 1, in the layer that is otherwise left alone."""
+    params = {"hidden": {"kernel": jnp.full((5, 2), 2.0)}, "output": {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])}}
+    without, _ = land(project_units(), params, zeros(params))
+    jax.tree.map(np.testing.assert_array_equal, without["output"], params["output"])
+    projected, _ = land(project_units(include_output=True), params, zeros(params))
+    np.testing.assert_allclose(projected["output"]["kernel"], [[0.6, 0], [0.8, 1]], rtol=1e-6)
+    np.testing.assert_allclose(projected["hidden"]["kernel"], np.sqrt(0.2), rtol=1e-6)
+
+
 def test_project_units_of_filters():
     network = as_functions(lambda rngs: CNN((6, 6, 2), 3, channels=(2,), size=3, hidden=(4,), rngs=rngs))
     params = jax.jit(network.init)(KEY)
