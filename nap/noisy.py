@@ -1,7 +1,8 @@
 """Noisy layers (Fortunato et al., 2018): exploration by learned noise on the weights, ready for Normalize-and-Project.
 
 The noise is factorized: a weight W with noise strength S acts as W + S * (f(a) f(b)^T), with random vectors a for the
-inputs and b for the outputs and f(x) = sign(x) sqrt|x|. Every example of a batch and every layer draws its own.
+inputs and b for the outputs and f(x) = sign(x) sqrt|x|. Every layer draws its own, and so does every example of a
+batch, whose noise then averages out in the gradient; DQN Zoo draws once for a whole batch.
 
 A normalized noisy layer is invariant to a common scale of W and S, not to that of either: the two share one radius
 (`Role.NOISE`). It has no biases, whose noise would break that.

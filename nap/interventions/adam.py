@@ -32,6 +32,10 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
     Where nothing resets an entry, it makes the same steps as optax's. An entry reset under a single, global count gets
     no bias correction: its first step is (1 - b1) / sqrt(1 - b2) times the learning rate, 3.2 times too long.
 
+    The optimizer of Dohare et al. that counts like this, AdamGnT, loses half of the correction: it multiplies by
+    1 - b2^n instead of its root / (1 - b1^n), so that its first step is (1 - b1) sqrt(1 - b2) times the learning rate,
+    0.003 of it, and a recycled unit takes some 1 / (1 - b2) updates to move. Here its first step is a whole one.
+
     Args:
       b1: decay of the first moment.
       b2: decay of the second moment.

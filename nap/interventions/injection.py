@@ -80,7 +80,8 @@ def plasticity_injection(optimizer: optax.GradientTransformation, *, at: int) ->
     Until then all of "first" learns. From then on the second head and the layers that the heads share learn, and the
     first head is frozen. What is frozen has zero gradients in the optimizer, for clipping and moments alike, and zero
     updates behind it. At the injection the optimizer's state for the second head starts anew; wrap
-    `interventions.adam` so that this goes for step counts too.
+    `interventions.adam` so that this goes for step counts too. The shared layers get gradients through all three heads,
+    the frozen ones too, as in timoklein/plasticity-injection-torch; Plasticine stops them at the third.
 
     Args:
       optimizer: the optimizer to wrap.

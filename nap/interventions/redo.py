@@ -51,6 +51,11 @@ def redo(
     counts too. Layers have a `kernel`, inputs before outputs, as Flax's do. Call `update(gradients, state, params,
     activations=...)` with the activations of the batch that the gradients are of.
 
+    Outgoing weights are set to zero after all incoming ones are drawn: a recycled unit never reads another one, where
+    in timoklein/redo the fresh weight between the two stays. That code also resets the step count of a whole tensor.
+    Dopamine's draws from one distribution whatever the network's is, keeps the moments of biases and all step counts,
+    and behind a flatten zeroes rows of other channels.
+
     Args:
       optimizer: the optimizer to wrap.
       readers: which layers read which; its keys are the layers whose units are scored.

@@ -57,8 +57,9 @@ def reset_layers(
     """Draw some layers anew every `every` updates (Nikishin et al., 2022: the last layers, the replay buffer is kept).
 
     The optimizer forgets what it knew of exactly these weights: moments, and the step counts of `interventions.adam`,
-    which is the one to wrap. Where all weights are drawn anew its whole state starts over, single step counts too; its
-    learning-rate schedule goes on (see `reset_optimizer_state`).
+    which is the one to wrap: the single count of `optax.adam` goes on, where the authors' code starts it over. Where
+    all weights are drawn anew its whole state starts over, single step counts too; its learning-rate schedule goes on
+    (see `reset_optimizer_state`).
 
     Args:
       optimizer: the optimizer to wrap.

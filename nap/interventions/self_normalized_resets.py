@@ -67,15 +67,15 @@ def self_normalized_resets(
     """Recycle units whose silence reaches the longest that is usual for them (Farias & Jozefiak, 2024).
 
     A unit fires at an update if it is positive for any example of the batch, at any position. The updates between two
-    firings are a silence; one that reaches the unit's threshold ends by recycling the unit, and is counted too. Every `every` updates each threshold is set anew: to the `percentile` of the unit's silences
-    since the last time where that is below the threshold, otherwise to `expansion` times the threshold. A unit that
-    fired at every update gets the least threshold; one that never did keeps its own. The optimizer forgets what it knew
-    of a recycled unit; wrap `interventions.adam` so that this goes for step counts too. Call `update(gradients, state,
-    params, activations=...)`.
+    firings are a silence; one that reaches the unit's threshold ends by recycling the unit, and is counted too. Every
+    `every` updates each threshold is set anew: to the `percentile` of the unit's silences since the last time where
+    that is below the threshold, otherwise to `expansion` times the threshold. A unit that fired at every update gets
+    the least threshold; one that never did keeps its own. The optimizer forgets what it knew of a recycled unit; wrap
+    `interventions.adam` so that this goes for step counts too. Call `update(gradients, state, params,
+    activations=...)`.
 
-    These are the rules of the authors' code. By the inequality of the paper's algorithm 1 only a silence longer than
-    the percentile would recycle, and firings in a row would count as silences of 0; in the code a unit whose silences
-    are all alike is recycled at each of them in every other period. What differs here:
+    These are the rules of the authors' code: firings in a row are no silences of 0, and the percentile itself recycles,
+    so that a unit whose silences are all alike is recycled at each of them in every other period. What differs here:
 
     - The code keeps a count of every length for each unit. Here silences are counted in bins of growing width (edges
       at powers of sqrt(2)), and the percentile is the longest one in the bin that holds it: exact where a unit's
