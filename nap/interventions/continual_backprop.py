@@ -23,13 +23,14 @@ class UnitRecord(NamedTuple):
     Attributes:
       ages: updates since each unit's start.
       utility: the running mean of each unit's utility, without bias correction.
-      mean_activation: the running mean of each unit's features, without bias correction.
+      mean_activation: the running mean of each unit's features, without bias correction; behind a flatten of each at
+        each place.
       due: units to be replaced, the fraction that is left over from earlier updates included.
     """
 
     ages: Int[Array, " units"]
     utility: Float[Array, " units"]
-    mean_activation: Float[Array, "k units"]
+    mean_activation: Float[Array, "places k units"]
     due: Float[Array, ""]
 
 
@@ -100,10 +101,12 @@ def continual_backprop(
     inner = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> ContinualBackpropState:
-        units = {}
+        units, leaves = {}, paths.leaves(params)
         for layer, number in count_units(params, readers, features).items():
+            kernels = [leaves[f"{reader}/kernel"] for reader in readers[layer] if number]
+            places = max((kernel.shape[0] // (features * number) for kernel in kernels if kernel.ndim == 2), default=1)
             ages, utility = jnp.zeros(number, jnp.int32), jnp.zeros(number)
-            units[layer] = UnitRecord(ages, utility, jnp.zeros((features, number)), jnp.zeros([]))
+            units[layer] = UnitRecord(ages, utility, jnp.zeros((places, features, number)), jnp.zeros([]))
         return ContinualBackpropState(jnp.zeros([], jnp.int32), jnp.copy(key), units, inner.init(params))
 
     def update_fn(updates, state, params=None, *, activations: Mapping[str, Array] | None = None, **extra):
@@ -136,10 +139,13 @@ def continual_backprop(
         values = by_unit(activations, layer, record.ages.size)
         if values.shape[1] != features:
             raise ValueError(f"a unit of {layer} has {values.shape[1]} features, but features={features}")
-        ages = record.ages + 1
-        mean = decay * record.mean_activation + (1 - decay) * jnp.mean(values, axis=0)
-        swings = jnp.abs(values - mean / (1 - decay**ages))
-        swing = jnp.mean(swings.reshape(-1, math.prod(activations[layer].shape[1:-1]), *mean.shape), axis=0)
+        ages, places = record.ages + 1, record.mean_activation
+        by_place = values.reshape(-1, math.prod(activations[layer].shape[1:-1]), *values.shape[1:])
+        given = jnp.mean(by_place, axis=0)  # by one mean where pooling or a window leaves places and positions apart
+        given = given if len(given) == len(places) else jnp.broadcast_to(jnp.mean(given, axis=0), places.shape)
+        mean = decay * places + (1 - decay) * given
+        usual = jnp.mean(mean, axis=0) / (1 - decay**ages)
+        swing = jnp.mean(jnp.abs(by_place - usual), axis=0)
         parts = [_contribution(leaves[f"{reader}/kernel"], swing) for reader in readers[layer]]
         out = sum(total for total, _ in parts) / sum(weights for _, weights in parts)
         into = leaves[f"{layer}/kernel"]
@@ -164,8 +170,9 @@ def continual_backprop(
             mean = jnp.where(masks[layer], record.mean_activation / (1 - decay**record.ages), 0)
             for reader in readers[layer]:
                 if f"{reader}/bias" in leaves:
-                    kernel, bias = outgoing(leaves[f"{reader}/kernel"], *mean.shape), leaves[f"{reader}/bias"]
-                    leaves[f"{reader}/bias"] = (bias + jnp.einsum("pkuo,ku->o", kernel, mean)).astype(bias.dtype)
+                    rows, met = _meet(leaves[f"{reader}/kernel"], mean)
+                    bias = leaves[f"{reader}/bias"]
+                    leaves[f"{reader}/bias"] = (bias + jnp.einsum("pkuo,pku->o", rows, met)).astype(bias.dtype)
         return paths.replace(params, leaves)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -174,13 +181,20 @@ def continual_backprop(
 def _contribution(
     kernel: Float[Array, "*space inputs outputs"], swing: Float[Array, "positions k units"]
 ) -> tuple[Float[Array, "k units"], int]:
-    """The sum of |weight| x swing over a reader's weights for each feature of each unit, and how many these are.
+    """The sum of |weight| x swing over a reader's weights for each feature of each unit, and how many these are."""
+    rows, met = _meet(kernel, swing)
+    return jnp.sum(jnp.sum(jnp.abs(rows), axis=-1) * met, axis=0), rows.shape[0] * rows.shape[-1]
 
-    Behind a flatten each position has weights of its own, and meets its own swing; a convolution's window meets them
-    all alike, and where positions were pooled on the way, which met which is not known: there it is their mean.
+
+def _meet(
+    kernel: Float[Array, "*space inputs outputs"], values: Float[Array, "positions k units"]
+) -> tuple[Float[Array, "places k units outputs"], Float[Array, "places k units"]]:
+    """A reader's weights, and what of a layer's values meets them.
+
+    Behind a flatten each position has weights of its own. A convolution's window meets all positions alike, and where
+    positions were pooled on the way, which met which is not known: there it is the mean over positions.
     """
-    rows = outgoing(kernel, *swing.shape[1:])
-    weights = jnp.sum(jnp.abs(rows), axis=-1)  # [places k units]
-    flattened = kernel.ndim == 2 and len(rows) == len(swing)
-    met = swing if flattened else jnp.mean(swing, axis=0)
-    return jnp.sum(weights * met, axis=0), rows.shape[0] * rows.shape[-1]
+    rows = outgoing(kernel, *values.shape[1:])
+    if kernel.ndim == 2 and len(rows) == len(values):
+        return rows, values
+    return rows, jnp.broadcast_to(jnp.mean(values, axis=0), rows.shape[:-1])

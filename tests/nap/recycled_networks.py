@@ -151,8 +151,10 @@ def drive(optimizer, params, batches, gradients=None):
     for hidden in np.asarray(batches, np.float32):
         before = params
         params, state = step(state, params, hidden)
-        changed = np.any(np.asarray(params["a"]["kernel"]) != np.asarray(before["a"]["kernel"]), axis=0)
-        np.testing.assert_array_equal(np.asarray(params["output"]["kernel"])[changed], 0)
+        kernels = [np.asarray(tree["a"]["kernel"]) for tree in (params, before)]
+        changed = np.any(kernels[0] != kernels[1], axis=tuple(range(kernels[0].ndim - 1)))
+        rows = np.asarray(params["output"]["kernel"])
+        np.testing.assert_array_equal(rows[np.tile(changed, len(rows) // len(changed))], 0)
         gone.append(np.flatnonzero(changed).tolist())
         weights.append(params)
         states.append(state)

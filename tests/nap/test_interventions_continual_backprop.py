@@ -38,7 +38,7 @@ def test_continual_backprop_utility_of_two_updates():
     *_, states = drive(optimizer, params, [[[1.0], [3.0]], [[5.0], [5.0]]])
     for state, expected in zip(states, [(1, 1, 0.75), (2, 3, 1.125)], strict=True):
         record = state.units["a"]
-        np.testing.assert_allclose([record.ages[0], record.mean_activation[0, 0], record.utility[0]], expected)
+        np.testing.assert_allclose([record.ages[0], record.mean_activation[0, 0, 0], record.utility[0]], expected)
 
 
 def test_continual_backprop_utility_equals_the_published_formula():
@@ -48,7 +48,7 @@ def test_continual_backprop_utility_equals_the_published_formula():
     gone, _, (*_, state) = drive(optimizer, params, batches)
     assert not any(gone)  # at rate 0
     mean, utility, _ = published_utilities(batches, params["a"]["kernel"], params["output"]["kernel"], 0.99)
-    np.testing.assert_allclose(state.units["a"].mean_activation[0], mean, rtol=1e-5)
+    np.testing.assert_allclose(state.units["a"].mean_activation[0, 0], mean, rtol=1e-5)
     np.testing.assert_allclose(state.units["a"].utility, utility, rtol=1e-5)
 
 
@@ -90,6 +90,21 @@ def test_continual_backprop_utility_through_a_flatten_is_of_each_position():
     np.testing.assert_allclose(found, [(1 + 1.25) / 2, (1.5 + 3) / 2])
 
 
+def test_continual_backprop_hands_over_what_each_position_gave():
+    """Channel 0 goes; its means at the two positions are 1 and 2, and its weights there 4 and 0."""
+    shapes = {"a/kernel": (1, 1, 1, 2), "output/kernel": (4, 1), "output/bias": (1,)}
+    params = {
+        "a": {"kernel": jnp.ones((1, 1, 1, 2))},
+        "output": {"kernel": jnp.array(ROWS), "bias": jnp.zeros(1)},
+    }
+    options = {"rate": 0.5, "decay": 0.5, "maturity": 0, "key": jax.random.key(0)}
+    optimizer = continual_backprop(STILL, readers=READERS, init=normal_init(shapes), **options)
+    gone, (after,), (state,) = drive(optimizer, params, [PLACES])
+    assert gone == [[0]]
+    np.testing.assert_allclose(after["output"]["bias"], 4)
+    np.testing.assert_allclose(state.units["a"].mean_activation[:, 0], [[0, 0], [0, 1.5]])  # halves of 0 and 3
+
+
 def test_continual_backprop_utility_where_positions_share_their_weights():
     """In a convolution's window, and in a dense layer behind pooling, the weights' mean meets the positions' mean."""
     window = {"a": {"kernel": jnp.ones((1, 1, 1, 2))}, "output": {"kernel": jnp.array(ROWS).reshape(1, 2, 2, 1)}}
@@ -121,7 +136,7 @@ def test_continual_backprop_accumulates_fractions_and_replaces_the_least_useful_
     record = states[3].units["a"]
     np.testing.assert_array_equal(record.ages, [0, 4, 4, 4, 4])
     np.testing.assert_allclose(record.due, 0, atol=1e-6)
-    assert record.utility[0] == record.mean_activation[0, 0] == 0
+    assert record.utility[0] == record.mean_activation[0, 0, 0] == 0
     assert np.all(record.utility[1:] > 0)
     # 0.4 at updates 5 and 6, 0.5 at 7: 1.3, and of the mature units 0 is the one without outgoing weights
     assert gone[4:] == [[], [], [0]]
