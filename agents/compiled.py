@@ -67,10 +67,31 @@ class Hooks(NamedTuple):
       on_step: `on_step(agent_steps)`, after every stretch.
       on_log: `on_log(seed, log)`, for each seed by its place, at the end of the round that makes an update that
         `Schedule.logged` names; and at the end, if there is more to tell.
+      on_state: `on_state(now)`, after every stretch but the last, before `on_step`. `now()` gives the state and the
+        `PartialCall` from which another call goes on; `on_log` has then heard of all until there.
     """
 
     on_step: Callable[[int], None]
     on_log: Callable[[int, Log], None]
+    on_state: Callable[[Callable[[], tuple[LoopState, PartialCall]]], None] = lambda now: None
+
+
+class PartialCall(NamedTuple):
+    """How far a call of `train` has come: what a checkpoint holds beside the `LoopState` in the middle of one.
+
+    Attributes:
+      steps: agent steps that each seed has taken in it, int64, shape [].
+      playing: the environments; what `Running` has.
+      first: whether the present observations are the first of an episode.
+      losses: sum and count of each seed's losses that no log has told of.
+      returns: the episodes' returns that none has told of, NaN behind them; no call has more episodes than steps.
+    """
+
+    steps: Int[np.ndarray, ""]
+    playing: Playing
+    first: Bool[Array, "seeds num_envs"]
+    losses: Float[np.ndarray, "seeds 2"]
+    returns: Float[np.ndarray, "seeds steps"]
 
 
 class Round(NamedTuple):
@@ -293,6 +314,7 @@ def train(
     seeds: int,
     steps: int,
     hooks: Hooks,
+    begun: PartialCall | None = None,
 ) -> LoopState:
     """Train every seed for a number of agent steps, from fresh episodes.
 
@@ -305,6 +327,7 @@ def train(
       seeds: how many of the leading axis count; the rest is padding.
       steps: agent steps of each seed, a multiple of a round's.
       hooks: whom to tell.
+      begun: how far an earlier call with the same arguments came, whose state `state` is; None for a new one.
 
     Raises:
       ValueError: `steps`, the steps taken in this task so far or `schedule.learning_starts` are no multiple of a
@@ -319,16 +342,23 @@ def train(
     ):
         if value % each:
             raise ValueError(f"compiled loop: {name} is {value}, must be a multiple of {each}, a round's agent steps")
-    running = loop.begin((), (keys, state.agent, state.replay, environment_keys))
-    end = taken + steps
-    losses = np.zeros((seeds, 2))  # sum and count
-    returns: list[list[float]] = [[] for _ in range(seeds)]
+    if begun is None:
+        running = loop.begin((), (keys, state.agent, state.replay, environment_keys))
+        start, losses = taken, np.zeros((seeds, 2))  # sum and count
+        returns: list[list[float]] = [[] for _ in range(seeds)]
+    else:
+        running = Running(jnp.copy(keys), state.agent, state.replay, begun.playing, begun.first)  # it is donated
+        start, losses = taken - int(begun.steps), np.array(begun.losses)
+        returns = [of_seed[~np.isnan(of_seed)].tolist() for of_seed in np.asarray(begun.returns)]
+    end = start + steps
     waiting: tuple[int, int, int, int, Told] | None = None
 
     def tell() -> None:
+        nonlocal waiting
         if waiting is None:
             return
         at, updates, made, count, told = waiting
+        waiting = None
         found: Told = jax.device_get(told)
         for seed in range(seeds):
             losses[seed] += np.sum(found.losses[seed, :count], dtype=np.float64), found.losses[seed, :count].size
@@ -340,6 +370,15 @@ def train(
                 hooks.on_log(seed, Log(at, updates, schedule.epsilon(at), mean, measured, tuple(returns[seed])))
                 losses[seed] = 0
                 returns[seed].clear()
+
+    def now() -> tuple[LoopState, PartialCall]:
+        tell()
+        kept = np.full((seeds, steps), np.nan, np.float32)
+        for seed in range(seeds):
+            kept[seed, : len(returns[seed])] = returns[seed]
+        at = np.asarray(taken, np.int64)
+        partial = PartialCall(at - start, running.playing, running.first, losses.copy(), kept)
+        return LoopState(running.agent, running.replay, at), partial
 
     while taken < end:
         left, done = (end - taken) // each, schedule.updates_by(taken - each)
@@ -360,6 +399,8 @@ def train(
         made = count * loop.round.updates if learning else 0
         waiting = (taken + (count - 1) * each, done + made, made, count, told)
         taken += count * each
+        if taken < end:
+            hooks.on_state(now)
         hooks.on_step(taken)
     tell()
     updates = schedule.updates_by(taken - each)

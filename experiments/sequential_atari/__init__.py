@@ -116,40 +116,47 @@ def _run(config: Config, opened: harness.Run) -> None:
     begun = player.init()
     visits = config.sequence.visits
     scores, diverged = np.full((len(visits), config.seeds), np.nan), Diverged(opened, config.seed, config.seeds)
-    done, (saved, scores, diverged.seeds) = opened.restore((player.saved(begun), scores, diverged.seeds))
+    done, (saved, scores, diverged.seeds, unevaluated) = opened.restore(
+        (player.saved(begun), scores, diverged.seeds, np.asarray(False))
+    )
     state = player.loaded(saved, begun)
     del begun
-    done -= int(_is_begun(state))
+    done -= int(_is_begun(state) or bool(unevaluated))
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
 
-    def saved_with(state: State) -> Any:
-        return player.saved(state), scores, diverged.seeds
+    def saved_with(state: State, unevaluated: bool = False) -> Any:
+        return player.saved(state), scores, diverged.seeds, np.asarray(unevaluated)
 
-    def stop_if_asked(iteration: int, now: Callable[[], State]) -> None:
-        opened.save_and_stop_if_asked(iteration, lambda: saved_with(now()))
+    def stop_if_asked(iteration: int, now: Callable[[], State], unevaluated: bool = False) -> None:
+        opened.save_and_stop_if_asked(iteration, lambda: saved_with(now(), unevaluated))
 
     while done < len(iterations):
         visit = iterations[done]
         recorder = _Recorder(config, opened, visit, span.rate, diverged, functools.partial(stop_if_asked, done + 1))
-        if visit.number > 0 and iterations[done - 1] is not visit and not _is_begun(state):
-            state = player.switch(state, visits[visit.number - 1].place, visit.place)
-        started = time.monotonic()
-        state = player.train(state, visit, schedule_of(config, visit), done, recorder)
-        frames = FRAME_SKIP * int(state.loop.agent_steps)
-        opened.record_timing(
-            {"frames": frames, "frames_per_second": config.iteration_frames / (time.monotonic() - started)}
-        )
+        if not unevaluated:
+            if visit.number > 0 and iterations[done - 1] is not visit and not _is_begun(state):
+                state = player.switch(state, visits[visit.number - 1].place, visit.place)
+            started, before = time.monotonic(), int(state.loop.agent_steps)
+            state = player.train(state, visit, schedule_of(config, visit), done, recorder)
+            trained, seconds = int(state.loop.agent_steps) - before, time.monotonic() - started
+            opened.record_timing(
+                {"frames": FRAME_SKIP * (before + trained), "frames_per_second": FRAME_SKIP * trained / seconds}
+            )
+        unevaluated, recorder.trained = False, state
         done += 1
         diverged.add(not_finite(player.params(state)))
         diverged.tell(int(np.max(np.asarray(state.loop.agent.updates))))
-        returns = player.evaluate(state, visit, visit.place, done, recorder)
-        scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns)
-        if done == len(iterations) or iterations[done] is not visit:
+        places = [visit.place]
+        if is_last := done == len(iterations) or iterations[done] is not visit:
             # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
-            for place in sorted(config.sequence.places.values()):
-                opened.check_interrupted()
-                of_task = returns if place == visit.place else player.evaluate(state, visit, place, done, recorder)
-                recorder.evaluated("all", state, config.sequence.tasks[place], of_task)
+            places += [place for place in sorted(config.sequence.places.values()) if place != visit.place]
+        returns = {}
+        for place in places:  # nothing is written down before all are over: a signal in one has them all played again
+            recorder.stop_unevaluated()
+            returns[place] = player.evaluate(state, visit, place, done, recorder)
+        scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns[visit.place])
+        for place in sorted(returns) if is_last else ():
+            recorder.evaluated("all", state, config.sequence.tasks[place], returns[place])
         opened.save(done, saved_with(state))
         opened.check_interrupted()
     opened.finish(
@@ -211,9 +218,10 @@ class _Recorder:
         visit: Visit,
         rate: optax.Schedule,
         diverged: Diverged,
-        stop_if_asked: Callable[[Callable[[], State]], None],
+        stop_if_asked: Callable[..., None],
     ) -> None:
         self._stop_if_asked = stop_if_asked
+        self.trained: State | None = None  # what is evaluated
         self._config, self._opened, self._visit, self._rate, self._diverged = config, opened, visit, rate, diverged
         self._shown = f"{visit.task.name} ({visit.number + 1}/{len(config.sequence.visits)})"
         self._returns, self._frames = np.full(config.seeds, np.nan), visit.start
@@ -224,18 +232,21 @@ class _Recorder:
         self._frames = FRAME_SKIP * agent_steps
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
 
+    def stop_unevaluated(self) -> None:
+        """Before an evaluation, and in it: where a signal came, saves what is evaluated and stops the run."""
+        trained = self.trained
+        assert trained is not None, "an evaluation is of something"
+        self._stop_if_asked(lambda: trained, unevaluated=True)
+
     def on_evaluation(self, agent_steps: int) -> None:
         """After a step of an evaluation."""
-        self._opened.check_interrupted()
+        self.stop_unevaluated()
         shown = {"evaluation_frames": FRAME_SKIP * agent_steps}
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
 
-    def on_state(self, now: Callable[[], State] | None) -> None:
-        """Before `on_step`: stops the run where a signal came, with what `now()` gives saved, if there is that."""
-        if now is None:
-            self._opened.check_interrupted()
-        else:
-            self._stop_if_asked(now)
+    def on_state(self, now: Callable[[], State]) -> None:
+        """Before `on_step`: where a signal came, saves what `now()` gives and stops the run."""
+        self._stop_if_asked(now)
 
     def on_log(self, seed: int, log: Log) -> None:
         """What training tells of one seed."""

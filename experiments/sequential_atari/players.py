@@ -22,6 +22,7 @@ from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.agent import Span, build, network_of, optimizer_of
 from experiments.atari.config import FRAME_SKIP, STACK
+from experiments.harness.checkpoint import is_key
 from experiments.harness.rivals import output_layers
 from experiments.harness.seeds import Seeds
 from experiments.sequential_atari.config import Config, of_visit
@@ -39,12 +40,13 @@ class State(NamedTuple):
     Attributes:
         loop: of training; in JAX with a leading axis of seeds.
         heads: likewise.
-        begun: how far a signal let an iteration come; in JAX None: what it did is lost there.
+        begun: how far a signal let an iteration come. In JAX None where none is begun; its `playing` holds one for
+            each task by name, of which that of the present visit counts.
     """
 
     loop: LoopState
     heads: Heads
-    begun: Stretch | None = None
+    begun: Stretch | compiled.PartialCall | None = None
 
 
 class Told(Protocol):
@@ -62,8 +64,8 @@ class Told(Protocol):
         """After a step of an evaluation; may raise to stop."""
         ...
 
-    def on_state(self, now: Callable[[], State] | None) -> None:
-        """Before `on_step`; may save what `now()` gives, if there is that, and raise to stop."""
+    def on_state(self, now: Callable[[], State]) -> None:
+        """Before `on_step`; may save what `now()` gives, and raise to stop."""
         ...
 
 
@@ -149,6 +151,7 @@ class InJax:
         self._init_keys, self._train_keys, self._evaluation_keys = split[:, 0], split[:, 1], split[:, 2]
         self._switch = self._spread(lambda _, own, *places: self._made.switch(*own, *places), donate=True)
         self._loops: dict[str, compiled.Loop] = {}
+        self._idle: compiled.PartialCall | None = None
         self.device = jax.local_devices()[0]
         self.copies = 2.0 if self.device.platform == "cpu" else self._seeds.per_device / config.seeds
 
@@ -168,13 +171,34 @@ class InJax:
 
     def saved(self, state: State) -> Any:
         """What a checkpoint holds: the seeds that were asked for."""
-        return self._seeds.drop_padding((*state.loop[:2], state.heads)), state.loop.agent_steps
+        begun = state.begun if isinstance(state.begun, compiled.PartialCall) else self._not_begun(state)
+        own = (*state.loop[:2], state.heads, begun.playing, begun.first)
+        return self._seeds.drop_padding(own), state.loop.agent_steps, begun.steps, begun.losses, begun.returns
 
     def loaded(self, saved: Any, begun: State) -> State:
         """The state that was saved; `begun` is one of `init`."""
-        own, steps = saved
-        agent, replay, heads = self._seeds.pad(own, (*begun.loop[:2], begun.heads))
-        return State(LoopState(agent, replay, steps), heads)
+        own, agent_steps, steps, losses, returns = saved
+        none = self._not_begun(begun)
+        like = (*begun.loop[:2], begun.heads, none.playing, none.first)
+        agent, replay, heads, playing, first = self._seeds.pad(own, like)
+        partial = compiled.PartialCall(steps, playing, first, losses, returns) if steps else None
+        return State(LoopState(agent, replay, agent_steps), heads, partial)
+
+    def _not_begun(self, state: State) -> compiled.PartialCall:
+        """What is saved where no iteration is begun: the same arrays, without a meaning."""
+        if self._idle is None:
+            keys = self._train_keys, self._environment_keys(0, 0)
+            own = keys[0], state.loop.agent, state.loop.replay, keys[1]
+            tasks = {task.name: task for task in self._config.sequence.tasks}
+            shapes = {name: jax.eval_shape(self._loop(task).begin, (), own) for name, task in tasks.items()}
+            blank = {name: jax.tree.map(_blank, running.playing) for name, running in shapes.items()}
+            first = _blank(next(iter(shapes.values())).first)
+            blank, first = self._seeds.divided((blank, first))
+            steps = self._config.iteration_frames // FRAME_SKIP
+            returns = np.full((self._config.seeds, steps), np.nan, np.float32)
+            losses = np.zeros((self._config.seeds, 2))
+            self._idle = compiled.PartialCall(np.zeros([], np.int64), blank, first, losses, returns)
+        return self._idle
 
     def switch(self, state: State, leaving: int, entering: int) -> State:
         """The state when the next task begins."""
@@ -183,11 +207,16 @@ class InJax:
         return State(LoopState(agent, replay, state.loop.agent_steps), heads)
 
     def train(self, state: State, visit: Visit, schedule: Schedule, iteration: int, told: Told) -> State:
-        """One iteration."""
+        """One iteration, or what is left of it."""
+        begun, name = state.begun, visit.task.name
 
-        def on_step(agent_steps: int) -> None:
-            told.on_state(None)
-            told.on_step(agent_steps)
+        def on_state(now: Callable[[], tuple[LoopState, compiled.PartialCall]]) -> None:
+            def all_now() -> State:
+                loop, partial = now()
+                playing = {**self._not_begun(state).playing, name: partial.playing}
+                return State(loop, state.heads, partial._replace(playing=playing))
+
+            told.on_state(all_now)
 
         loop = compiled.train(
             self._loop(visit.task),
@@ -197,7 +226,8 @@ class InJax:
             environment_keys=self._environment_keys(iteration, 0),
             seeds=self._config.seeds,
             steps=self._config.iteration_frames // FRAME_SKIP,
-            hooks=compiled.Hooks(on_step, told.on_log),
+            hooks=compiled.Hooks(told.on_step, told.on_log, on_state),
+            begun=begun._replace(playing=begun.playing[name]) if isinstance(begun, compiled.PartialCall) else None,
         )
         return State(loop, state.heads)
 
@@ -239,6 +269,11 @@ class InJax:
                 spread=self._spread,
             )
         return self._loops[task.name]
+
+
+def _blank(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of this shape and type that means nothing."""
+    return jnp.broadcast_to(jax.random.key(0), leaf.shape) if is_key(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
 
 
 class OnTheHost:
@@ -308,7 +343,7 @@ class OnTheHost:
                 seed=atari.environment_seed(self._config.seed, iteration, 0),
                 steps=self._config.iteration_frames // FRAME_SKIP,
                 hooks=loops.Hooks(told.on_step, lambda updates, loss: None, lambda log: told.on_log(0, log), on_state),
-                begun=state.begun,
+                begun=state.begun if isinstance(state.begun, Stretch) else None,
             )
         return State(loop, state.heads, self._new_stretch())
 

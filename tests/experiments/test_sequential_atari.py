@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_sequences import UPDATES, rows_of, run_one, tiny
 
+from agents import compiled
 from experiments import harness, sequential_atari
 from experiments.harness.catalogue import dispatch
 from experiments.harness.errors import Interrupted
@@ -65,20 +66,36 @@ def test_exploration_starts_over_or_goes_on(exploration, expected):
     assert schedule.epsilon(second.start // 4 + 16) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("stop", [70, 110, 80 * 2 + 2], ids=["within-a-task", "behind-a-switch", "between-passes"])
-def test_interrupted_and_resumed_it_equals_the_uninterrupted_run(stop, whole, tmp_path, monkeypatch):
-    on_step = sequential_atari._Recorder.on_step
+def signal_at(monkeypatch, hook: str, moments: list[int]) -> None:
+    """Sends SIGTERM where a recorder's hook is first called with a number at or above the first of the moments."""
+    heard = getattr(sequential_atari._Recorder, hook)
 
-    def stopping(self, agent_steps: int) -> None:
-        if agent_steps >= stop:
-            raise Interrupted("stopped by the test", 15)
-        on_step(self, agent_steps)
+    def signalled(self, number: int) -> None:
+        if moments and number >= moments[0]:
+            del moments[0]
+            signal.raise_signal(signal.SIGTERM)  # looked at behind the next stretch
+        heard(self, number)
 
-    monkeypatch.setattr(sequential_atari._Recorder, "on_step", stopping)
-    with pytest.raises(Interrupted):
-        run_one(tiny(), tmp_path)
-    monkeypatch.undo()
-    folder = run_one(tiny(), tmp_path)
+    monkeypatch.setattr(sequential_atari._Recorder, hook, signalled)
+
+
+def test_stopped_by_signals_and_resumed_it_equals_the_uninterrupted_run(whole, tmp_path, monkeypatch):
+    """A signal saves between stretches: before the first update, within a visit, and behind a switch."""
+    moments = [2, 60, 110]  # a visit has 80 agent steps, an iteration 40
+    stops, begins, train = list(moments), [], compiled.train
+    monkeypatch.setattr(
+        compiled, "train", lambda loop, schedule, state, **how: (
+            begins.append(int(state.agent_steps)), train(loop, schedule, state, **how)
+        )[1],
+    )  # fmt: skip
+    signal_at(monkeypatch, "on_step", moments)
+    for stop in stops:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            run_one(tiny(), tmp_path / "resumed")
+        assert stop not in moments
+        begins.clear()
+    folder = run_one(tiny(), tmp_path / "resumed")
+    assert begins[0] >= stops[-1]  # nothing is trained again
     for name in ("metrics.jsonl", "summary.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -238,19 +255,27 @@ def test_a_game_that_can_not_be_loaded_ends_the_run_before_it_has_begun(tmp_path
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_a_signal_between_the_evaluations_at_a_visits_end_is_heeded(tmp_path, monkeypatch):
-    evaluated, played = InJax.evaluate, []
+def test_a_signal_in_the_evaluations_at_a_visits_end_loses_no_training(whole, tmp_path, monkeypatch):
+    evaluated, played, signals = InJax.evaluate, [], [2]
 
     def signalled(self, state, visit, place, iteration, told):
-        played.append(place)
-        if iteration == 2:
+        played.append((iteration, place))
+        if iteration in signals:
+            signals.clear()
             signal.raise_signal(signal.SIGTERM)
         return evaluated(self, state, visit, place, iteration, told)
 
     monkeypatch.setattr(InJax, "evaluate", signalled)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"\(iteration 2\)"):
         run_one(tiny(), tmp_path)
-    assert played == [0, 0]  # the first iteration's evaluation, and the second's: not the other game's
+    assert played == [(1, 0), (2, 0)]  # the first iteration's evaluation, and the second's: not the other game's
+    played.clear()
+    train = InJax.train
+    monkeypatch.setattr(InJax, "train", lambda self, *others: (played.append("train"), train(self, *others))[1])
+    folder = run_one(tiny(), tmp_path)
+    assert played[:3] == [(2, 0), (2, 1), "train"]
+    for name in ("metrics.jsonl", "summary.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
