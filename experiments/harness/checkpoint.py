@@ -10,7 +10,6 @@ were, and their checksums), each leaf's shape and dtype, and the size and CRC-32
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -153,7 +152,7 @@ class Checkpoints:
     def keep_only(self, iterations: set[int]) -> None:
         """Deletes all other checkpoints, half-written ones included."""
         for iteration in self._all_iterations() - iterations:
-            (self._at / f"{iteration}.json").unlink(missing_ok=True)  # first: what is half-deleted is half-written
+            storage.remove(self._at / f"{iteration}.json")  # first: what is half-deleted is half-written
             self._delete_data(iteration)
 
     def newest_marks(self) -> dict[str, int] | None:
@@ -184,11 +183,8 @@ class Checkpoints:
             found = _NAME.fullmatch(name)
             if not found or int(found[1]) != iteration or found[1] + (found[2] or "") == but or _COMMIT.fullmatch(name):
                 continue
-            path = self._at / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # such as a network's file system, for a file that is open
+                storage.remove(self._at / name)
 
     def _read_content(self, iteration: int) -> dict[str, Any]:
         content = storage.read_sealed(self._folder / f"{iteration}.json")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from experiments.harness.errors import Damaged, Unreadable, UserError
 from experiments.harness.held import Held
 from experiments.harness.identity import (
     command_line,
+    config_hash,
     difference,
     git_commit,
     kind_of_numbers,
@@ -28,6 +28,7 @@ from experiments.harness.storage import (
     read,
     read_json,
     read_sealed,
+    remove,
     sealed,
     write_atomically,
 )
@@ -44,9 +45,9 @@ Extents = Mapping[str, tuple[int, int | None]]
 
 
 class Prepared(NamedTuple):
-    """What `prepare` found and wrote down."""
+    """What `prepare` found."""
 
-    about: dict[str, Any]  # config.json
+    about: dict[str, Any]  # config.json, as it is to be
     done: bool  # whether the run had ended well
     told: list[str]  # sentences for whoever started it
 
@@ -72,7 +73,7 @@ def prepare(
 
     Returns:
         What is known of the run. It tells of software, settings or code that changed since the run began or last went
-        on; the change is written down.
+        on, which `note_resumed` writes down.
 
     Raises:
         UserError: the folder holds a run of another configuration, which is left as it is, `fresh` or not; or one that
@@ -85,6 +86,8 @@ def prepare(
     recorded = _read_config(folder, fresh)
     if recorded is not None:
         change = difference({name: recorded.get(name) for name in identity}, identity)
+        if change and recorded.get("hash") == digest and not fresh:
+            raise UserError(_config_damaged(folder, change))
         if change:
             raise UserError(f"{folder / CONFIG} is of another run: {change}; move it away, or give another --out")
     names_in(folder / CHECKPOINTS)  # they can be looked at: else nothing is done
@@ -114,8 +117,6 @@ def prepare(
     about = {**recorded, "data": {**recorded.get("data", {}), **data}}
     if change:
         about["resumed"] = [*resumed, {**now, "started": _time_of_day()}]
-    if about != recorded:
-        _write_config(held, about)
     return Prepared(about, done, told)
 
 
@@ -131,10 +132,18 @@ def may_begin(folder: Path, about: Mapping[str, Any], passed_over: list[str]) ->
         UserError: it had one, or may have had one.
     """
     if about.get(_SAVED, _has_records(folder)):
+        found = f"{'was saved' if about.get(_SAVED) else 'has records'}, and there is no whole checkpoint"
         raise UserError(
-            f"{folder} was saved, and has no checkpoint{''.join(f'; {found}' for found in passed_over)}; nothing was "
-            f"changed: put {CHECKPOINTS}/ back (is its disk mounted?), or start over with --fresh"
+            f"{folder} {'; '.join([found, *passed_over])}; nothing was changed: put {CHECKPOINTS}/ back (is its disk "
+            "mounted?), or start over with --fresh"
         )
+
+
+def note_resumed(held: Held, about: dict[str, Any], saved: bool) -> None:
+    """Writes down that a run goes on, and with what; `saved`: it does so from a checkpoint."""
+    if saved:
+        about[_SAVED] = True  # if the run was killed just before it said so
+    _write_config(held, about)
 
 
 def note_saved(held: Held, about: dict[str, Any]) -> None:
@@ -172,26 +181,30 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def records(folder: Path, about: Mapping[str, Any]) -> bytes:
-    """The bytes of a run's metrics.jsonl, compared with what they were when it ended, or was last saved.
+    """The bytes of a run's metrics.jsonl, once its files are what they were when it ended, or was last saved.
 
     Args:
         folder: the run's folder; the run may be going on.
         about: its config.json.
 
     Raises:
-        Damaged: they have changed, or metrics.jsonl or DONE is no file of a run.
-        Unreadable: one of these can't be read.
+        Damaged: they are not.
+        Unreadable: one of them can't be read.
     """
+    if about.get("hash") not in (None, config_hash(about["experiment"], about["config"])):
+        raise Damaged(f"{CONFIG} is damaged: its settings are not those of its hash")
     while True:
         files, ended = _extents(folder, about)
         data = read(folder / METRICS) or b""
         size, checksum = files.get(METRICS, (0, 0))
         part = data if ended and files else data[:size]
-        changed = _difference(METRICS, [len(part), zlib.crc32(part)], (size, checksum))
-        if not changed:
+        how = _difference(METRICS, [len(part), zlib.crc32(part)], (size, checksum))
+        if not how and SUMMARY in files:
+            how = changed(folder, SUMMARY, files[SUMMARY], whole=True)
+        if not how:
             return data
         if _extents(folder, about) == (files, ended):  # else it was saved, or started over, meanwhile
-            raise Damaged(changed)
+            raise Damaged(how)
 
 
 def extents_in(marks: Mapping[str, int]) -> Extents:
@@ -273,7 +286,7 @@ def _since_it_ended(folder: Path, name: str, how: str) -> str:
     again = f"remove {DONE}, and the same command ends it again from its last checkpoint"
     if name == METRICS:
         again = "start over with --fresh"
-    return f"{folder} has ended, but {how}; put {name} back from a copy, or {again}"
+    return f"{folder} has ended, but {how}; {'' if name == DONE else f'put {name} back from a copy, or '}{again}"
 
 
 def _refuse_changes(
@@ -299,15 +312,19 @@ def _read_config(folder: Path, fresh: bool) -> dict[str, Any] | None:
             return None
         resumed = found.get("resumed", [])
         if not isinstance(resumed, list) or not all(isinstance(each, dict) for each in resumed):
-            raise Damaged(f"{CONFIG} is damaged: 'resumed' is no list of objects")
+            raise Damaged("'resumed' is no list of objects")
         for name in ("versions", "settings", "data"):
             if not isinstance(found.get(name, {}), dict):
-                raise Damaged(f"{CONFIG} is damaged: '{name}' is no object")
+                raise Damaged(f"'{name}' is no object")
     except Damaged as error:
         if fresh:
             return None
-        raise UserError(f"{folder}: {error}; move it away, and the same command goes on") from None
+        raise UserError(_config_damaged(folder, str(error))) from None
     return found
+
+
+def _config_damaged(folder: Path, how: str) -> str:
+    return f"{folder / CONFIG} is damaged ({how}); move it away, and the same command goes on"
 
 
 def _write_config(held: Held, about: Mapping[str, Any]) -> None:
@@ -321,12 +338,10 @@ def _clear(held: Held, recorded: Mapping[str, Any] | None) -> None:
         _write_config(held, {**recorded, _SAVED: False})
     checkpoints = held.at / CHECKPOINTS
     Checkpoints(checkpoints, {}).keep_only(set())
-    if checkpoints.is_dir() and not checkpoints.is_symlink():
-        shutil.rmtree(checkpoints)
+    if not checkpoints.is_symlink():  # to another disk, as may be
+        remove(checkpoints)
     for path in (*(held.at / name for name in (METRICS, TIMINGS, SUMMARY)), *held.at.glob(EVENTS)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _has_records(folder: Path) -> bool:

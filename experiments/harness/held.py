@@ -25,7 +25,7 @@ _MOMENT = 0.5  # seconds; whoever only asks whether a folder is held holds it fo
 _WAITS = 0.05
 _POLL_SECONDS = 2.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_NONBLOCK | os.O_CLOEXEC
+_FILE = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)  # EACCES: some network file systems' word for it
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
@@ -162,7 +162,7 @@ def _lock(folder: Path, descriptor: int, until: float) -> int | None:
     try:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | _FILE, 0o666, dir_fd=descriptor)
     except OSError as error:
-        raise UserError(f"{folder / LOCK} cannot be opened: {reason(error)}") from None
+        raise UserError(f"{folder / LOCK} cannot be opened ({reason(error)}); remove it, or make it writable") from None
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, lock)
         if not stat.S_ISREG(os.fstat(lock).st_mode):

@@ -234,7 +234,8 @@ def _run_folders(path: Path) -> Iterator[Path]:
 def _load(folder: Path) -> Iterator[LoadedRun]:
     """A run for each seed of a folder; none where there is no record yet."""
     try:
-        about = json.loads(storage.read(folder / CONFIG) or b"null")
+        found = storage.read(folder / CONFIG)
+        about: Any = None if found is None else json.loads(found)
         if not _is_ours(about):
             return
         data = records_of(folder, about)

@@ -132,8 +132,11 @@ class Records:
         self._step = marks.get("step", -1)  # of the last record, on TensorBoard's axis
         self._kept = extents_in(marks or {"metrics_bytes": 0, "timings_bytes": 0})
         self._timings_changed = changed(folder, TIMINGS, self._kept[TIMINGS])
-        self._metrics, self._timings = JsonLines(at / METRICS), JsonLines(at / TIMINGS)
         self._events = TensorBoardEvents(at, self._step + 1 if any(at.glob(EVENTS)) else None)
+        with contextlib.ExitStack() as opened:
+            self._metrics = opened.enter_context(contextlib.closing(JsonLines(at / METRICS)))
+            self._timings = JsonLines(at / TIMINGS)
+            opened.pop_all()
 
     def cut(self) -> list[str]:
         """Cuts them to what they were when the run was saved; returns what there is to tell of that.

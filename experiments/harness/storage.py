@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
@@ -108,9 +109,11 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         Unreadable: the system refuses it, now or while it is read. Also where a link leads to nothing.
     """
     try:
-        with open(os.open(path, _READ), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Damaged(f"{path.name} is no file")
+        descriptor = os.open(path, _READ)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise Damaged(f"{path.name} is no file")
+        with open(descriptor, "rb") as file:
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
@@ -127,6 +130,14 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 def unreadable(path: Path, error: BaseException) -> Unreadable:
     """The error for what the system refuses to read."""
     return Unreadable(f"{path} cannot be read ({reason(error)}); nothing was changed; once it can be, the run goes on")
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it; of a link, the link. Nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def names_in(folder: Path) -> list[str]:

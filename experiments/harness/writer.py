@@ -43,12 +43,11 @@ class Writer:
             UserError: nothing was restored, though the run was saved.
         """
         self._held.check()
-        if restored.iteration:
-            files.note_saved(self._held, self._about)  # unless the run was killed just before
-        else:
+        if not restored.iteration:
             files.may_begin(self._held.folder, self._about, restored.passed_over)
         self._checkpoints.make_ready()
         self._records = Records(self._held.folder, self._held.at, restored.marks)
+        files.note_resumed(self._held, self._about, saved=restored.iteration > 0)
         if restored.iteration:  # what is newer is damaged, and its records are cut away
             kept = {iteration for iteration in self._checkpoints.iterations() if iteration <= restored.iteration}
             self._checkpoints.keep_only(kept)

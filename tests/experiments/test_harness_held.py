@@ -2,40 +2,21 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import counter
 import pytest
+from short_runs import records, run_until
 
 from experiments import harness
 from experiments.harness import held
 from experiments.harness.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_until(out: Path, iterations: int, do: Callable[[Path], object] = lambda folder: None) -> Path:
-    """A run that saves after each iteration, of two records; `do(folder)` is done before the last one."""
-    with harness.open_run("counter", counter.Config(), harness.RunOptions(out=out)) as run:
-        begun, _ = run.restore({"count": 0})
-        for iteration in range(begun, iterations):
-            if iteration == iterations - 1:
-                do(run.folder)
-            for row in range(2):
-                run.record({"iteration": iteration, "updates": 2 * iteration + row})
-            run.save(iteration + 1, {"count": iteration + 1})
-        run.finish({"count": iterations})
-        return run.folder
-
-
-def records(folder: Path) -> list[int]:
-    return [json.loads(line)["updates"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def ways_out(folder: Path) -> list[str]:
