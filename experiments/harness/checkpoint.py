@@ -60,6 +60,7 @@ class Checkpoints:
     def make_ready(self) -> None:
         """Makes the folder, if it is not there, and tries whether it can be written. Raises OSError where it cannot."""
         self._at.mkdir(exist_ok=True)  # without its parents: they would be another run's folder
+        state_files.require_descriptors()
         with tempfile.TemporaryFile(dir=self._at):
             pass
 

@@ -1,6 +1,5 @@
 """A run's files lost, damaged, swapped or out of reach: each is told apart, nothing is believed, and nothing is cut."""
 
-import errno
 import json
 import os
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import counter
 import pytest
-from short_runs import contents, exit_code, folder_in, records, run_until
+from short_runs import HARMS, assert_equal, contents, copy_of, exit_code, flip, folder_in, records, run_until
 
 from experiments import harness
 from experiments.harness import checkpoint, storage
@@ -27,42 +26,6 @@ def whole(tmp_path_factory):
 def stopped(tmp_path_factory):
     """The run after two of its three iterations."""
     return run_until(tmp_path_factory.mktemp("stopped"), 2, finish=False)
-
-
-def copy_of(folder: Path, out: Path) -> Path:
-    return shutil.copytree(folder, out / "counter" / folder.name)
-
-
-def assert_equal(folder: Path, whole: Path) -> None:
-    for name in ("metrics.jsonl", "summary.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    assert (folder / "DONE").exists()
-
-
-def flip(path: Path, place: float = 0.5) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(len(data) * place)] ^= 1
-    path.write_bytes(data)
-
-
-def be_replaced(path: Path, make) -> None:
-    path.unlink()
-    make(path)
-
-
-HARMS = {
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "flip": flip,
-    "twice": lambda path: path.write_bytes(2 * path.read_bytes()),
-    "list": lambda path: path.write_bytes(b"[]"),
-    "deep": lambda path: path.write_bytes(b"[" * 100_000),
-    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe\x00\xd8x"),
-    "missing": Path.unlink,
-    "folder": lambda path: be_replaced(path, Path.mkdir),
-    "pipe": lambda path: be_replaced(path, os.mkfifo),
-    "dangling": lambda path: be_replaced(path, lambda path: path.symlink_to("/nowhere/at/all")),
-}
 
 
 @pytest.mark.timeout(60)
@@ -339,58 +302,6 @@ def test_timings_that_have_changed_are_told_and_nothing_is_lost_for_them(stopped
     flip(folder / "timings.jsonl")
     assert exit_code(tmp_path) == 0
     assert "timings.jsonl is not what was saved" in capsys.readouterr().err
-
-
-# --- What the system refuses ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE])
-@pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "checkpoints/2.json", "checkpoints/2/state/_METADATA"]
-)
-def test_what_cannot_be_read_is_not_called_damaged(name, number, stopped, whole, tmp_path, monkeypatch, capsys):
-    folder, opened = copy_of(stopped, tmp_path), os.open
-
-    def refuse(path, flags, *mode, **place):
-        if str(path).endswith(name) and not flags & (os.O_WRONLY | os.O_RDWR):
-            raise OSError(number, os.strerror(number), str(path))
-        return opened(path, flags, *mode, **place)
-
-    before = contents(folder)
-    monkeypatch.setattr(os, "open", refuse)
-    assert exit_code(tmp_path) == 2
-    monkeypatch.undo()
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert os.strerror(number) in line and name in line and "--fresh" not in line and "damaged" not in line
-    assert contents(folder) == before
-    assert exit_code(tmp_path) == 0
-    assert_equal(folder, whole)
-
-
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        os, "listdir", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
-    )
-    with pytest.raises(Unreadable, match="Permission denied"):
-        storage.names_in(tmp_path)
-
-
-def test_what_orbax_cannot_load_though_it_is_whole_is_not_damaged(stopped, whole, tmp_path, monkeypatch, capsys):
-    from orbax.checkpoint import v1 as ocp
-
-    folder = copy_of(stopped, tmp_path)
-    before = contents(folder)
-
-    def refuse(*_):
-        raise RuntimeError("Unable to cast Python instance")
-
-    monkeypatch.setattr(ocp, "load", refuse)
-    assert exit_code(tmp_path) == 2
-    assert "whose files are whole (RuntimeError: Unable" in (line := capsys.readouterr().err) and "--fresh" not in line
-    assert contents(folder) == before
-    monkeypatch.undo()
-    assert exit_code(tmp_path) == 0
-    assert_equal(folder, whole)
 
 
 def test_a_file_is_absent_damaged_or_unreadable(tmp_path):
