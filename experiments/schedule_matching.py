@@ -321,7 +321,7 @@ def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
             opened.save(task, (seeds.drop_padding(own.state), trace))
             opened.check_interrupted()
     if free is None:
-        save_trace(opened.folder, trace)
+        save_trace(opened, trace)
     opened.finish(_summary(config, trace, free or trace))
 
 

@@ -1,33 +1,27 @@
-"""Checkpoints that a run killed at any moment can trust: orbax's v1 API, with a checksum for every file.
+"""Checkpoints that a run killed at any moment can trust: a state's files, and a commit that tells of them.
 
-`checkpoints/<iteration>/` is orbax's; `checkpoints/<iteration>.arrays/` has the large arrays, as a replay's frames. Of
-a run of several processes it has all: orbax would have every process write, and they need not share a disk.
-`checkpoints/<iteration>.json`, written last, tells that both are complete. It holds whose checkpoint this is, the marks
-(how long the record files were), each leaf's shape and dtype, and the size and CRC-32 of every file, because orbax
-notices a missing file but not a changed byte in an array.
+`checkpoints/<iteration>/` and `checkpoints/<iteration>.arrays/` have the state (see state_files.py), or, where an
+iteration was saved before, the same with `.again` behind the number: the earlier save is there until the later one is.
+`checkpoints/<iteration>.json`, the commit, written last and sealed with a checksum, tells that they are complete. It
+holds whose checkpoint this is and of which iteration, what its data was read from, the marks (how long the record files
+were, and their checksums), each leaf's shape and dtype, and the size and CRC-32 of every file.
 """
 
 import contextlib
-import gc
-import io
-import json
-import logging
 import os
-import shutil
-import threading
-import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.harness import large_arrays
-from experiments.harness.errors import UserError
-from experiments.harness.identity import difference
-from experiments.harness.processes import several
+from experiments.harness import state_files, storage
+from experiments.harness.errors import Damaged, UserError
+from experiments.harness.identity import difference, other_data
 
-_READ_BYTES = 1 << 20
-_ORBAX_ENDS_SECONDS = 5.0
+_AGAIN = ".again"
+_NAME = re.compile(r"(0|[1-9][0-9]*)(\.again)?(\..*)?")  # of whatever belongs to a checkpoint
+_COMMIT = re.compile(r"(0|[1-9][0-9]*)\.json")
 
 
 class Restored(NamedTuple):
@@ -39,24 +33,36 @@ class Restored(NamedTuple):
     passed_over: list[str]  # one sentence for each newer checkpoint that could not be used
 
 
-class _Unusable(Exception):
-    """Why one checkpoint cannot be used; the next older one may be."""
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest two are kept, so that a damaged one leaves one to go back to."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """`identity`: the experiment and plain configuration that every checkpoint here must be of."""
-        self._folder, self._identity = folder.absolute(), dict(identity)  # orbax takes absolute paths only
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], data: Mapping[str, str] | None = None, at: Path | None = None
+    ) -> None:
+        """
+        Args:
+            folder: where they are; in a folder that is there.
+            identity: the experiment and plain configuration that every checkpoint here must be of.
+            data: the fingerprint of all that the run reads from files, by name.
+            at: another path to the same folder, to write at, if it is not `folder`.
+        """
+        self._folder, self._identity, self._data = folder.absolute(), dict(identity), dict(data or {})
+        self._at = self._folder if at is None else at.absolute()  # orbax takes absolute paths only
 
     def path(self, iteration: int) -> Path:
         """The folder of the checkpoint taken after `iteration` iterations."""
         return self._folder / str(iteration)
 
     def iterations(self) -> list[int]:
-        """The iterations with a completely written checkpoint, in rising order."""
-        return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdecimal())
+        """The iterations with a completely written checkpoint, in rising order. Raises Unreadable."""
+        return _committed(storage.names_in(self._folder))
+
+    def make_ready(self) -> None:
+        """Makes the folder, if it is not there, and tries whether it can be written. Raises OSError where it cannot."""
+        self._at.mkdir(exist_ok=True)  # without its parents: they would be another run's folder
+        state_files.require_descriptors()
+        with tempfile.TemporaryFile(dir=self._at):
+            pass
 
     def save(self, iteration: int, state: Any, marks: Mapping[str, int]) -> int:
         """Writes a checkpoint and, once it is complete, deletes all but it and the one before.
@@ -65,7 +71,7 @@ class Checkpoints:
         jitted call may already have been given to overwrite (donated), or NumPy arrays that it changes in place.
 
         Args:
-            iteration: how many iterations are done; it names the checkpoint.
+            iteration: how many iterations are done; it names the checkpoint. One of this name is replaced.
             state: any pytree of JAX or NumPy arrays, typed PRNG keys, numbers, bools and strings.
             marks: whole numbers to get back with the state.
 
@@ -73,40 +79,33 @@ class Checkpoints:
             How many bytes it takes on disk.
 
         Raises:
-            OSError, ValueError: it cannot be written. The earlier checkpoints are untouched.
+            OSError: it cannot be written. The earlier checkpoints are untouched.
         """
-        import jax
-        from orbax.checkpoint import v1 as ocp
-
-        folder = self.path(iteration)
-        self._delete(iteration)  # what a killed process or a damaged disk left under this name
-        self._folder.mkdir(parents=True, exist_ok=True)
-        leaves, structure = jax.tree.flatten(state)
-        ours = [i for i, leaf in enumerate(leaves) if several() or large_arrays.is_large(leaf)]
+        self._at.mkdir(exist_ok=True)
+        earlier = self._name_of_data(iteration)
+        name = str(iteration) if earlier != str(iteration) else f"{iteration}{_AGAIN}"
+        self._delete_data(iteration, but=earlier)  # what a killed process or a damaged disk left under this name
         try:
-            if len(ours) < len(leaves):
-                with _quiet_orbax():
-                    writable = [0 if i in ours else _writable(leaf) for i, leaf in enumerate(leaves)]
-                    ocp.save(str(folder), structure.unflatten(writable))
-            if ours:
-                _arrays(folder).mkdir()
-            sums = _checksums(folder)
-            arrays = {str(i): large_arrays.write(_arrays(folder) / str(i), _numbers(leaves[i])) for i in ours}
+            files = state_files.write(self._at / name, state)
             content = {
                 **self._identity,
                 "iteration": iteration,
+                "data": self._data,
                 "marks": dict(marks),
-                "leaves": _describe(state),
-                "files": sums,
-                "arrays": arrays,
+                "leaves": state_files.describe(state),
+                "folder": name,
+                "files": files.by_orbax,
+                "arrays": files.of_arrays,
             }
-            write_atomically(_commit(folder), json.dumps({"crc32": _crc32(content), "content": content}))
+            storage.write_atomically(self._at / f"{iteration}.json", storage.sealed(content))
         except Exception:
-            self._delete(iteration)  # what a full disk left of it only takes space
+            with contextlib.suppress(OSError):
+                self._delete_data(iteration, but=earlier)  # what a full disk left of it only takes space
             raise
-        older = [other for other in self.iterations() if other < iteration]
+        self._delete_data(iteration, but=name)
+        older = [other for other in _committed(self._names()) if other < iteration]
         self.keep_only({iteration, *older[-1:]})
-        return sum(size for size, _ in [*sums.values(), *arrays.values()])
+        return files.size
 
     def restore(self, state: Any, usable: Callable[[Mapping[str, int]], str | None]) -> Restored:
         """Loads the newest checkpoint that is whole.
@@ -121,8 +120,9 @@ class Checkpoints:
             The iteration, the state, the marks and what was passed over.
 
         Raises:
-            UserError: the newest whole checkpoint is of another configuration, or its leaves are not `state`'s; or
-                there are checkpoints and none of them is whole.
+            UserError: the newest whole checkpoint is of another configuration or other data, or its leaves are not
+                `state`'s; or there are checkpoints and none of them is whole.
+            Unreadable: the newest that may be whole can't be read.
         """
         from orbax.checkpoint import v1  # noqa: F401  # seconds, for which a signal would wait at the first save
 
@@ -135,232 +135,87 @@ class Checkpoints:
         for iteration in reversed(complete):
             try:
                 content = self._read_commit(iteration, usable)
-                restored = _load(self.path(iteration), state, content)
-            except _Unusable as error:
+                folder, at = (place / content.get("folder", str(iteration)) for place in (self._folder, self._at))
+                state_files.check(folder, content["files"])
+                self._check_leaves(iteration, content["leaves"], state)
+                restored = state_files.read(folder, at, state, content.get("arrays", {}))
+            except Damaged as error:
                 passed_over.append(f"checkpoint {iteration} cannot be used: {error}")
                 continue
             return Restored(iteration, restored, content["marks"], passed_over)
         if complete:
-            raise UserError(f"no checkpoint in {self._folder} is whole ({'; '.join(passed_over)}); --fresh starts over")
+            raise UserError(
+                f"no checkpoint in {self._folder} is whole ({'; '.join(passed_over)}); nothing was changed: put back "
+                "what there is a copy of, or start over with --fresh"
+            )
         return Restored(0, state, {}, passed_over)
 
     def keep_only(self, iterations: set[int]) -> None:
         """Deletes all other checkpoints, half-written ones included."""
         for iteration in self._all_iterations() - iterations:
-            self._delete(iteration)
+            storage.remove(self._at / f"{iteration}.json")  # first: what is half-deleted is half-written
+            self._delete_data(iteration)
+
+    def newest_marks(self) -> dict[str, int] | None:
+        """The marks of the newest checkpoint with a whole commit, whatever became of the state; None where none has."""
+        for iteration in reversed(self.iterations()):
+            try:
+                return self._read_content(iteration)["marks"]
+            except Damaged:
+                continue
+        return None
 
     def _all_iterations(self) -> set[int]:
-        if not self._folder.is_dir():
-            return set()
-        prefixes = (path.name.split(".")[0] for path in self._folder.iterdir())  # "12", "12.json", "12.orbax-...-tmp"
-        return {int(prefix) for prefix in prefixes if prefix.isdigit()}
+        return {int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found}
 
-    def _delete(self, iteration: int) -> None:
-        folder = self.path(iteration)
-        _commit(folder).unlink(missing_ok=True)  # first: a half-deleted checkpoint must look half-written
-        for path in (folder, *self._folder.glob(f"{iteration}.*")):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    def _names(self) -> list[str]:
+        return os.listdir(self._at) if self._at.is_dir() else []
 
-    def _read_commit(self, iteration: int, usable: Callable[[Mapping[str, int]], str | None]) -> dict[str, Any]:
-        folder = self.path(iteration)
+    def _name_of_data(self, iteration: int) -> str | None:
+        """What the folder of a committed checkpoint is called; None where there is no whole commit."""
         try:
-            commit = json.loads(_commit(folder).read_text())
-            content = commit["content"]
-            if commit["crc32"] != _crc32(content):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise _Unusable(f"{_commit(folder).name} is damaged") from None
-        change = difference({name: content.get(name) for name in self._identity}, self._identity)
-        if change:
-            raise UserError(f"the checkpoint {folder} is of another run: {change}; move it away, or give another --out")
-        problem = usable(content["marks"]) or _damage(folder, content["files"])
-        if problem:
-            raise _Unusable(problem)
+            return self._read_content(iteration).get("folder", str(iteration))
+        except Damaged:
+            return None
+
+    def _delete_data(self, iteration: int, but: str | None = None) -> None:
+        """Deletes what was written for an iteration, but for the commit, and for the state in the folder `but`."""
+        for name in self._names():
+            found = _NAME.fullmatch(name)
+            if not found or int(found[1]) != iteration or found[1] + (found[2] or "") == but or _COMMIT.fullmatch(name):
+                continue
+            with contextlib.suppress(OSError):  # such as a network's file system, for a file that is open
+                storage.remove(self._at / name)
+
+    def _read_content(self, iteration: int) -> dict[str, Any]:
+        content = storage.read_sealed(self._folder / f"{iteration}.json")
+        if content is None:
+            raise Damaged("it is gone")
+        if content.get("iteration") != iteration:
+            raise Damaged(f"it was saved as that of iteration {content.get('iteration')}, and renamed")
         return content
 
+    def _read_commit(self, iteration: int, usable: Callable[[Mapping[str, int]], str | None]) -> dict[str, Any]:
+        content, place = self._read_content(iteration), self.path(iteration)
+        change = difference({name: content.get(name) for name in self._identity}, self._identity)
+        if change:
+            raise UserError(f"the checkpoint {place} is of another run: {change}; move it away, or give another --out")
+        change = other_data(content.get("data", {}), self._data)
+        if change:
+            raise UserError(f"the checkpoint {place} was saved with other data: {change}")
+        problem = usable(content["marks"])
+        if problem:
+            raise Damaged(problem)
+        return content
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that a reader finds the old text or the new, never a part, even after a power cut."""
-    draft = path.with_name(path.name + ".draft")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _commit(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".json")
-
-
-def _arrays(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".arrays")
-
-
-def _crc32(content: Any) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _checksums(folder: Path) -> dict[str, list[int]]:
-    """[size in bytes, CRC-32] of every file under `folder`, by its path there."""
-    sums = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = checksum = 0
-        with open(path, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                size, checksum = size + len(block), zlib.crc32(block, checksum)
-        sums[path.relative_to(folder).as_posix()] = [size, checksum]
-    return sums
+    def _check_leaves(self, iteration: int, leaves: Mapping[str, str], state: Any) -> None:
+        change = difference(leaves, state_files.describe(state))
+        if change:
+            raise UserError(
+                f"the checkpoint {self.path(iteration)} was written by other code: leaf {change}; go back to that "
+                "code, or start over with --fresh"
+            )
 
 
-def _damage(folder: Path, files: Mapping[str, list[int]]) -> str | None:
-    try:
-        found = _checksums(folder)
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    for name, checksum in files.items():
-        if name not in found:
-            return f"its file {name} is missing"
-        if found[name] != checksum:
-            return f"its file {name} is damaged"
-    return None
-
-
-def _load(folder: Path, state: Any, content: Mapping[str, Any]) -> Any:
-    import jax
-    from orbax.checkpoint import v1 as ocp
-
-    change = difference(content["leaves"], _describe(state))
-    if change:
-        raise UserError(
-            f"the checkpoint {folder} was written by other code: leaf {change}; go back to that code, or start over "
-            "with --fresh"
-        )
-    leaves, structure = jax.tree.flatten(state)
-    ours = {int(name): checksum for name, checksum in content.get("arrays", {}).items()}
-    try:
-        with _quiet_orbax(), _by_one_process():
-            targets = [0 if i in ours else _target(leaf) for i, leaf in enumerate(leaves)]
-            loaded = ocp.load(str(folder), structure.unflatten(targets)) if len(ours) < len(leaves) else state
-    except Exception as error:  # whatever orbax cannot read, an older checkpoint may serve
-        raise _Unusable(f"orbax cannot read it ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
-    found = jax.tree.leaves(loaded)
-    for i, checksum in ours.items():
-        try:
-            found[i] = large_arrays.read(_arrays(folder) / str(i), _numbers_like(leaves[i]), checksum)
-        except ValueError as error:
-            raise _Unusable(f"its array {i} cannot be read ({error})") from None
-    return structure.unflatten(map(_as_before, leaves, found))
-
-
-def _describe(state: Any) -> dict[str, str]:
-    """Each leaf's path, with its dtype and shape, or its type for a leaf that is no array."""
-    import jax
-
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else type(leaf).__name__
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf has typed random keys, which orbax knows and a file of plain bytes does not."""
-    import jax
-
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def typed_like(leaf: Any, loaded: Any) -> Any:
-    """A loaded array, weakly typed where the leaf is: it promotes differently, and may change the precision."""
-    import jax.numpy as jnp
-
-    if getattr(leaf, "weak_type", False) and not loaded.weak_type:
-        return jnp.full(loaded.shape, loaded.dtype.type(0).item()).at[...].set(loaded)
-    return loaded
-
-
-def _writable(leaf: Any) -> Any:
-    """A leaf as orbax takes it: it refuses NumPy scalars and empty arrays."""
-    import numpy as np
-
-    if getattr(leaf, "size", 1) == 0:
-        return 0
-    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
-
-
-def _target(leaf: Any) -> Any:
-    """What orbax loads a leaf into: shape, dtype and placement of an array, without holding on to its buffer."""
-    import jax
-
-    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and leaf.size:
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return _writable(leaf)
-
-
-def _numbers(leaf: Any) -> Any:
-    """An array as our own files take it. A large one stays on its device."""
-    import jax
-    import numpy as np
-
-    numbers = jax.random.key_data(leaf) if is_key(leaf) else leaf
-    return numbers if large_arrays.is_large(numbers) else np.asarray(numbers)
-
-
-def _numbers_like(leaf: Any) -> Any:
-    """What our own file of a leaf is read into."""
-    import jax
-    import numpy as np
-
-    if is_key(leaf):
-        return jax.eval_shape(jax.random.key_data, leaf)
-    return np.empty(leaf.shape, leaf.dtype) if isinstance(leaf, np.generic) or not leaf.size else leaf
-
-
-def _as_before(leaf: Any, loaded: Any) -> Any:
-    """A loaded leaf with what files do not keep: NumPy scalars, arrays without elements, random keys, weak types."""
-    import jax
-    import numpy as np
-
-    if getattr(leaf, "size", 1) == 0:
-        return leaf
-    if isinstance(leaf, np.generic):
-        return loaded[()]
-    if is_key(leaf) and not is_key(loaded):
-        return jax.device_put(jax.random.wrap_key_data(loaded, impl=jax.random.key_impl(leaf)), leaf.sharding)
-    return typed_like(leaf, loaded)
-
-
-def _by_one_process() -> contextlib.AbstractContextManager[Any]:
-    """orbax as in a process that is alone: of several, the first one reads."""
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    context.multiprocessing.active_processes = {0}
-    return context
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keeps back what orbax prints when it fails: tracebacks of its threads and tasks, some of them after it returned.
-
-    The exception that it raises says enough. After one, its loggers stay quiet, and what it left running is waited for.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, threads = [logger.level for logger in loggers], set(threading.enumerate())
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            deadline = time.monotonic() + _ORBAX_ENDS_SECONDS
-            while time.monotonic() < deadline and (late := set(threading.enumerate()) - threads):
-                late.pop().join(_ORBAX_ENDS_SECONDS / 50)
-            gc.collect()  # a task that failed unheard says so when it is collected
-            raise
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _committed(names: Iterable[str]) -> list[int]:
+    return sorted(int(commit[1]) for commit in map(_COMMIT.fullmatch, names) if commit)

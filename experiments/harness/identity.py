@@ -1,9 +1,11 @@
-"""What a run is: its resolved configuration as canonical JSON, the short hash of it, and the software it ran on."""
+"""What a run is: its resolved configuration as canonical JSON, the short hash of it, and what it ran on and read."""
 
 import dataclasses
 import enum
 import hashlib
 import json
+import math
+import os
 import platform
 import re
 import shlex
@@ -13,8 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.harness.errors import UserError
+
 _HASH_BYTES = 4  # 8 hexadecimal digits; a collision is met by comparing config.json field by field
 _PACKAGES = {"nap": "nap-jax", "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "numpy": "numpy"}
+# What the environment sets JAX to, and numbers of which kind it computes with: an unfinished run keeps them.
+_KINDS_OF_NUMBERS = ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -29,20 +35,31 @@ def plain(value: Any) -> Any:
 
     Raises:
         TypeError: on any other type: its text might differ from one process to the next, and so would the hash.
+        UserError: a number is NaN or infinite: it equals no other, or is no JSON, and so no run of it could be resumed.
     """
+    return _plain(value, "a configuration")
+
+
+def _plain(value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain_field(field, getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, _option(str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, Path):
         return value.as_posix()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} {value}: it must be a finite number")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a configuration holds plain values, not {type(value).__name__}: {value!r}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def config_hash(experiment: str, config: Any) -> str:
@@ -91,6 +108,36 @@ def software() -> dict[str, str]:
     return versions
 
 
+def settings() -> dict[str, Any]:
+    """What JAX computes on, and what of its settings changes numbers: by the environment's names for them."""
+    import jax
+
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        **{name: getattr(jax.config, name.lower()) for name in (*_KINDS_OF_NUMBERS, "JAX_DEFAULT_MATMUL_PRECISION")},
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def kind_of_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `settings()` under which the same seed gives another run, or another state."""
+    return {name: settings[name] for name in _KINDS_OF_NUMBERS if name in settings}
+
+
+def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """Which of the files that a run reads have changed, in words; None where none has.
+
+    Args:
+        there: the fingerprints that were found, by name.
+        here: those of what was read now. What only one of the two has is not compared.
+    """
+    for name, fingerprint in here.items():
+        if there.get(name, fingerprint) != fingerprint:
+            return f"what {name} was read from has changed (fingerprint {there[name]} there and {fingerprint} here)"
+    return None
+
+
 def git_commit() -> str | None:
     """The checkout's commit, with "+changes" when tracked files differ from it; None outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
@@ -112,7 +159,7 @@ def _plain_field(field: dataclasses.Field[Any], value: Any) -> Any:
     # A default of 1 for a float is the same configuration as `--name 1`, which the command line makes 1.0.
     if field.type in (float, "float") and isinstance(value, int):
         return float(value)
-    return plain(value)
+    return _plain(value, _option(field.name))
 
 
 def _git(*arguments: str) -> str:

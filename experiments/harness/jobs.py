@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from experiments.harness import folder as files
-from experiments.harness.checkpoint import write_atomically
 from experiments.harness.command_line import RunOptions
+from experiments.harness.held import held_by, make
 from experiments.harness.records import row_step
 from experiments.harness.run import run_folder
+from experiments.harness.storage import opened, read, write_atomically
 
 State = Literal["done", "running", "failed", "waiting"]
 
@@ -104,7 +105,7 @@ def progress(job: Job) -> str:
     runs = f"run {done.count(True) + 1} of {len(done)}: " if len(done) > 1 else ""
     folder = job.folders[done.index(False)]
     try:
-        about = json.loads((folder / files.CONFIG).read_text())
+        about = json.loads(read(folder / files.CONFIG) or b"")
         reached = row_step(json.loads(_last_lines(folder / files.METRICS)[-1]))
         whole = f"/{about['total']:,.0f}" if about["total"] is not None else ""
         return f"{runs}{reached:,}{whole} {about['unit'].replace('_', ' ')}"
@@ -179,20 +180,18 @@ def tell(job: Job) -> None:
 def _look_at(folder: Path) -> Status:
     if (folder / files.DONE).exists():
         return Status("done")
-    holder = files.held_by(folder)
+    holder = held_by(folder)
     if holder is not None:
         return Status("running", holder)
     if (folder / files.DONE).exists():  # it ended just now
         return Status("done")
-    try:
-        return Status("failed", (folder / files.FAILED).read_text().strip())
-    except FileNotFoundError:
-        return Status("waiting")
+    failed = read(folder / files.FAILED)
+    return Status("waiting") if failed is None else Status("failed", failed.decode(errors="replace").strip())
 
 
 def _output(job: Job) -> io.FileIO:
     """The job's log, to be appended to, after a line with its command."""
-    files.make(job.folders[0])
+    make(job.folders[0])
     output = io.FileIO(job.folders[0] / files.OUTPUT, "ab")
     output.write(f"$ {job.command}\n".encode())
     return output
@@ -200,7 +199,7 @@ def _output(job: Job) -> io.FileIO:
 
 def _last_lines(path: Path, begin: int = 0) -> list[str]:
     """The last whole lines of a file, of those after the byte `begin`."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         return file.read().decode(errors="replace").rpartition("\n")[0].splitlines()
 

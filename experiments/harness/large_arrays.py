@@ -3,12 +3,16 @@
 orbax holds two more copies of an array while it saves it, which for a replay is more than many machines have.
 """
 
+import io
 import math
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from experiments.harness.errors import Damaged
+from experiments.harness.storage import opened
 
 LARGE_BYTES = 64 << 20
 """From this size on."""
@@ -39,7 +43,8 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
     """The array that `write` wrote, of the shape, dtype and placement of `like`, whose memory is given up for it.
 
     Raises:
-        ValueError: the file is not what was written.
+        Damaged: the file is not what was written, or missing.
+        Unreadable: it cannot be read.
     """
     import jax
     import numpy as np
@@ -47,30 +52,30 @@ def read(path: Path, like: Any, expected: list[int]) -> Any:
     if isinstance(like, jax.Array):
         like.delete()
     try:
-        if path.stat().st_size != expected[0]:
-            raise ValueError("it has another size")
-        array, checksum = (_read_to_host if isinstance(like, np.ndarray) else _read_to_devices)(path, like)
-    except OSError as error:
-        raise ValueError(error.strerror) from None
+        with opened(path) as file:
+            if os.fstat(file.fileno()).st_size != expected[0]:
+                raise Damaged(f"its array {path.name} has another size")
+            array, checksum = (_read_to_host if isinstance(like, np.ndarray) else _read_to_devices)(file, like)
+    except FileNotFoundError:
+        raise Damaged(f"its array {path.name} is missing") from None
     if checksum != expected[1]:
-        raise ValueError("damaged")
+        raise Damaged(f"its array {path.name} is damaged")
     return array
 
 
-def _read_to_host(path: Path, like: Any) -> tuple[Any, int]:
+def _read_to_host(file: io.BufferedReader, like: Any) -> tuple[Any, int]:
     import numpy as np
 
     array, checksum = np.empty(like.shape, like.dtype), 0
     whole = array.reshape(-1).view(np.uint8).data
-    with open(path, "rb") as file:
-        for start in range(0, len(whole), _BLOCK_BYTES):
-            block = whole[start : start + _BLOCK_BYTES]
-            file.readinto(block)
-            checksum = zlib.crc32(block, checksum)
+    for start in range(0, len(whole), _BLOCK_BYTES):
+        block = whole[start : start + _BLOCK_BYTES]
+        file.readinto(block)
+        checksum = zlib.crc32(block, checksum)
     return array, checksum
 
 
-def _read_to_devices(path: Path, like: Any) -> tuple[Any, int]:
+def _read_to_devices(file: io.BufferedReader, like: Any) -> tuple[Any, int]:
     """The array and the checksum. There is never a second one beside it, neither on the device nor on the host."""
     import jax
     import jax.numpy as jnp
@@ -80,12 +85,11 @@ def _read_to_devices(path: Path, like: Any) -> tuple[Any, int]:
     array, checksum = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=sharding)(), 0
     put = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0, out_shardings=sharding)
     strides = [like.dtype.itemsize * math.prod(like.shape[axis + 1 :]) for axis in range(like.ndim)]
-    with open(path, "rb") as file:
-        for place, shape, known in _places(like.shape, like.dtype.itemsize):
-            file.seek(sum(stride * index for stride, index in zip(strides, place, strict=True)))
-            block = file.read(like.dtype.itemsize * math.prod(shape))
-            checksum = zlib.crc32(block[known:], checksum)
-            array = put(array, np.frombuffer(block, like.dtype).reshape(shape), place).block_until_ready()
+    for place, shape, known in _places(like.shape, like.dtype.itemsize):
+        file.seek(sum(stride * index for stride, index in zip(strides, place, strict=True)))
+        block = file.read(like.dtype.itemsize * math.prod(shape))
+        checksum = zlib.crc32(block[known:], checksum)
+        array = put(array, np.frombuffer(block, like.dtype).reshape(shape), place).block_until_ready()
     return array, checksum
 
 

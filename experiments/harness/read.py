@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from experiments.harness.errors import UserError
+from experiments.harness import storage
+from experiments.harness.errors import Unreadable, UserError
 from experiments.harness.folder import CONFIG, DIVERGED, DONE, METRICS
+from experiments.harness.folder import records as records_of
 from experiments.harness.identity import flatten
 from experiments.harness.records import STEP_NAMES
 
@@ -232,10 +234,11 @@ def _run_folders(path: Path) -> Iterator[Path]:
 def _load(folder: Path) -> Iterator[LoadedRun]:
     """A run for each seed of a folder; none where there is no record yet."""
     try:
-        about = json.loads((folder / CONFIG).read_text())
+        found = storage.read(folder / CONFIG)
+        about: Any = None if found is None else json.loads(found)
         if not _is_ours(about):
             return
-        data = (folder / METRICS).read_bytes()
+        data = records_of(folder, about)
         data = data[: data.rfind(b"\n") + 1]  # a last line without its end is being written, or was cut short
         records = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data else pl.DataFrame()
         # Polars finds the columns in no fixed order; the run wrote them in the network's.
@@ -245,7 +248,9 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
         if "seed" in records.columns:
             records = records.cast({"seed": pl.Int64})
         diverged_at = _diverged_at(folder)
-    except (ValueError, pl.exceptions.PolarsError) as error:
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError, pl.exceptions.PolarsError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
     done = (folder / DONE).exists()
     if "seed" in records.columns:

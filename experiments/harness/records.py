@@ -1,13 +1,20 @@
 """What a run writes down as it goes: JSON lines that resume exactly, and TensorBoard events beside them."""
 
+import contextlib
+import errno
 import io
 import json
 import math
 import os
+import stat
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from experiments.harness import storage
+from experiments.harness.folder import EVENTS, METRICS, TIMINGS, changed, extents_in
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -51,7 +58,7 @@ def _plain_scalar(name: str, value: Any) -> Scalar:
 
 
 class JsonLines:
-    """An append-only file of JSON lines that can be cut back to an earlier length.
+    """An append-only file of JSON lines that can be cut back to an earlier length, and whose checksum is kept.
 
     Every line reaches the operating system before `append` returns, so a killed process loses none. There is no
     buffer in between: a full disk is met at the line that did not fit, and closing cannot fail a second time.
@@ -59,30 +66,124 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = io.FileIO(path, "ab")
+        self._file = io.FileIO(path, "ab+", opener=_open_for_appending)
+        self._extent = storage.extent_of(self._file)  # as it must be, if nobody else writes to it
 
     def append(self, row: Mapping[str, Scalar]) -> None:
-        """Writes one line. Raises OSError when the disk is full, in which case part of the line may be there."""
-        line = memoryview(json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        """Writes one line.
+
+        Raises:
+            OSError: the disk is full, in which case part of the line may be there; or somebody else wrote to the file,
+                or replaced it; or whatever the system says.
+        """
+        self._check()
+        data = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = memoryview(data)
         while line:
             line = line[self._file.write(line) :]
+        length, checksum = self._extent
+        self._extent = [length + len(data), zlib.crc32(data, checksum)]
 
-    def length(self) -> int:
-        """The file's length in bytes."""
-        return os.fstat(self._file.fileno()).st_size
-
-    def sync(self) -> int:
-        """Waits until the disk has every line; returns the length in bytes."""
+    def sync(self) -> tuple[int, int]:
+        """Waits until the disk has every line; returns the length in bytes and the CRC-32. Raises as `append` does."""
+        self._check()
         os.fsync(self._file.fileno())
-        return self.length()
+        return self._extent[0], self._extent[1]
 
     def cut(self, length: int) -> None:
         """Drops everything after the first `length` bytes."""
         os.ftruncate(self._file.fileno(), length)
+        self._extent = storage.extent_of(self._file)
+
+    def whole_lines(self, length: int) -> int:
+        """How many of the first `length` bytes are lines with an end."""
+        self._file.seek(0)
+        return (self._file.read(length) or b"").rfind(b"\n") + 1
 
     def close(self) -> None:
         """Closes the file; there is nothing left to write."""
         self._file.close()
+
+    def _check(self) -> None:
+        """Raises OSError where the file is no longer what this process wrote."""
+        ours, there = os.fstat(self._file.fileno()), self.path.stat() if self.path.exists() else None
+        if there is None or not os.path.samestat(ours, there):
+            raise OSError(errno.ESTALE, f"{self.path.name} was deleted or replaced while the run wrote it")
+        if ours.st_size != self._extent[0]:
+            raise OSError(
+                errno.ESTALE, f"{self.path.name} has {ours.st_size} bytes, and the run wrote {self._extent[0]} of them"
+            )
+
+
+class Records:
+    """The record files of an open run, and TensorBoard's events beside them."""
+
+    def __init__(self, folder: Path, at: Path, marks: Mapping[str, int]) -> None:
+        """Opens them; nothing is cut yet.
+
+        Args:
+            folder: the run's folder.
+            at: the path to write there.
+            marks: of the checkpoint with which the run goes on; empty for a run that begins.
+
+        Raises:
+            OSError: they can't be opened.
+        """
+        self._step = marks.get("step", -1)  # of the last record, on TensorBoard's axis
+        self._kept = extents_in(marks or {"metrics_bytes": 0, "timings_bytes": 0})
+        self._timings_changed = changed(folder, TIMINGS, self._kept[TIMINGS])
+        self._events = TensorBoardEvents(at, self._step + 1 if any(at.glob(EVENTS)) else None)
+        with contextlib.ExitStack() as opened:
+            self._metrics = opened.enter_context(contextlib.closing(JsonLines(at / METRICS)))
+            self._timings = JsonLines(at / TIMINGS)
+            opened.pop_all()
+
+    def cut(self) -> list[str]:
+        """Cuts them to what they were when the run was saved; returns what there is to tell of that.
+
+        Nothing is computed from timings, so a run goes on without those that were lost.
+        """
+        self._metrics.cut(self._kept[METRICS][0])
+        length = self._kept[TIMINGS][0]
+        self._timings.cut(self._timings.whole_lines(length) if self._timings_changed else length)
+        return [f"{self._timings_changed}; its lines are kept as they are"] if self._timings_changed else []
+
+    def append(self, row: Mapping[str, Scalar]) -> None:
+        """Writes a record."""
+        self._metrics.append(row)
+        self._events.append(row)
+        self._step = max(self._step, row_step(row) or 0)
+
+    def append_timing(self, row: Mapping[str, Scalar]) -> None:
+        """Writes what does not repeat."""
+        self._timings.append(row)
+
+    def sync(self) -> dict[str, int]:
+        """Waits until the disk has everything; returns the marks by which the files are found to be the same again."""
+        self._events.flush()
+        metrics, timings = self._metrics.sync(), self._timings.sync()
+        return {
+            "metrics_bytes": metrics[0],
+            "metrics_crc32": metrics[1],
+            "timings_bytes": timings[0],
+            "timings_crc32": timings[1],
+            "step": self._step,
+        }
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self._metrics, self._timings, self._events):
+            with contextlib.suppress(OSError):  # a full disk was told of when it was met
+                file.close()
+
+
+def _open_for_appending(path: str, flags: int) -> int:
+    # A pipe would keep whoever opens it waiting; and nothing but a file can be cut.
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, f"{Path(path).name} is no file", path)
 
 
 class TensorBoardEvents:

@@ -22,7 +22,6 @@ has the folder and shows progress; what it finds there, errors and signals reach
 """
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -31,14 +30,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.harness import folder as files
-from experiments.harness.checkpoint import Checkpoints, write_atomically
+from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.command_line import RunOptions
-from experiments.harness.errors import DiskFull, Interrupted, NonFinite, is_full_disk
-from experiments.harness.identity import config_hash, folder_name, plain, software
+from experiments.harness.errors import Interrupted, NonFinite, writing
+from experiments.harness.held import locked
+from experiments.harness.identity import config_hash, folder_name, kind_of_numbers, plain, settings, software
 from experiments.harness.interrupt import InterruptFlag
 from experiments.harness.processes import Asked, in_first, several, writes
 from experiments.harness.progress import Progress
-from experiments.harness.records import JsonLines, TensorBoardEvents, plain_row, row_step
+from experiments.harness.records import plain_row
+from experiments.harness.writer import Writer
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,7 @@ def open_run(
     label: str = "",
     total: float | None = None,
     unit: str = "frames",
+    data: Mapping[str, str] | None = None,
 ) -> Iterator["Run"]:
     """Opens the folder of one configuration, new or to be continued, and holds it for this process.
 
@@ -63,36 +65,44 @@ def open_run(
         label: a hint for people in the folder's name, made from `config` alone: "pong-nap-seed0".
         total: how many `unit` the whole run has, for the progress bar and `sweep --status`.
         unit: what the progress bar counts, as `run.progress.update` will name it.
+        data: a fingerprint of each thing that was read from files, which may change, by the option that names it:
+            {"--tokenizer": "5f3a..."}. No part of the run's name, but a run goes on with the same ones only.
 
     Yields:
         The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`, which is called once
         more at the end.
 
     Raises:
-        UserError: the folder is in use by another process, or is of another configuration; or of several processes that
-            make this run together, one has another configuration or other software.
-        DiskFull: there is no space for the folder's first files.
+        UserError: the folder is in use by another process, or is of another configuration; or the run began with other
+            data, or JAX set otherwise; or it has changed since it ended; or of several processes that make this run
+            together, one has another configuration, data or software.
+        DiskFull, Unwritable: the folder's first files can't be written.
     """
-    identity = {"experiment": experiment, "config": plain(config)}
+    identity, data = {"experiment": experiment, "config": plain(config)}, dict(data or {})
     folder = run_folder(experiment, config, out=options.out, label=label)
+    checkpoints, writer = Checkpoints(folder / files.CHECKPOINTS, identity, data), None
     progress = Progress(label or experiment, total, unit, shown=writes())
     with contextlib.ExitStack() as stack:
 
-        def prepare() -> tuple[str | None, bool]:
-            with _full_disk_named(f"the disk of {folder} is full; after making space, the same command goes on"):
-                stack.enter_context(files.locked(folder, options.wait))
-                extent = {"total": total, "unit": unit}
-                changed = files.prepare(folder, identity, config_hash(experiment, config), options.fresh, extent)
-            return changed, (folder / files.DONE).exists()
+        def prepare() -> tuple[bool, list[str]]:
+            nonlocal checkpoints, writer
+            with writing(folder, lambda: "nothing was begun"):
+                held = stack.enter_context(locked(folder, options.wait))
+                digest, size = config_hash(experiment, config), {"total": total, "unit": unit}
+                found = files.prepare(held, identity, digest, fresh=options.fresh, size=size, data=data)
+            checkpoints = Checkpoints(folder / files.CHECKPOINTS, identity, data, at=held.at / files.CHECKPOINTS)
+            writer = Writer(held, found.about, checkpoints)
+            return found.done, found.told
 
-        if several():
-            in_first(lambda: None, same={**identity, "software": software()})  # before anything is done to the folder
-        changed, done = in_first(prepare)
-        if changed:
-            progress.say(f"{folder} was begun with other software or code, so the last bits may differ: {changed}")
+        if several():  # before anything is done to the folder
+            numbers = kind_of_numbers(settings())
+            in_first(lambda: None, same={**identity, "software": software(), "settings": numbers, "data": data})
+        done, told = in_first(prepare)
+        for sentence in told:
+            progress.say(sentence)
         stack.callback(progress.close)
         interrupt = stack.enter_context(InterruptFlag())
-        run = Run(folder, done, Checkpoints(folder / files.CHECKPOINTS, identity), progress, interrupt)
+        run = Run(folder, done, checkpoints, writer, progress, interrupt)
         stack.callback(run.close)
         if run.done:
             progress.say(f"{folder} is finished; --fresh would run it again")
@@ -115,10 +125,17 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, done: bool, checkpoints: Checkpoints, progress: Progress, interrupt: InterruptFlag
+        self,
+        folder: Path,
+        done: bool,
+        checkpoints: Checkpoints,
+        writer: Writer | None,
+        progress: Progress,
+        interrupt: InterruptFlag,
     ) -> None:
         self.folder, self.done, self.progress = folder, done, progress
         self._checkpoints, self._interrupt = checkpoints, interrupt
+        self._writer = writer  # of the first process
         self._asked = Asked()
         self._finished = done
         self._stop = 0  # the number of the signal that all processes know of
@@ -126,13 +143,11 @@ class Run:
         self._saved = 0  # the iteration of the last good checkpoint; 0 when there is none
         self._saved_at = time.monotonic()  # or restored
         self._told_seconds = 0.5  # that a save was last said to take; the next is told of over twice that
-        self._step = -1  # of the last record, on TensorBoard's axis
-        self._streams: tuple[JsonLines, JsonLines, TensorBoardEvents] | None = None  # of the first process
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What `finish` was given. Raises FileNotFoundError when the run is not done."""
-        return in_first(lambda: json.loads((self.folder / files.SUMMARY).read_text()))
+        """What `finish` was given. Raises FileNotFoundError when the run is not done, UserError where it is damaged."""
+        return in_first(lambda: files.summary(self.folder))
 
     def restore(self, state: Any) -> tuple[int, Any]:
         """Goes back to the newest whole checkpoint: loads the state and cuts the records to what they were then.
@@ -146,7 +161,9 @@ class Run:
             How many iterations are done, and the state after them: `(0, state)` when there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint is of another configuration or of another code's state, or none can be read.
+            UserError: the checkpoint is of another configuration, of other data or of another code's state; or none is
+                whole, or what there was is gone; or something can't be read. Nothing was changed.
+            DiskFull, Unwritable: the run can't go on where it is.
         """
         from experiments.harness.spread import restore  # here, so that listing the experiments does not import JAX
 
@@ -155,9 +172,10 @@ class Run:
         restored = restore(self._checkpoints, state, self._why_not_resumable)
         for sentence in restored.passed_over:
             self.progress.say(sentence)
-        marks = restored.marks or {"metrics_bytes": 0, "timings_bytes": 0, "step": -1}
-        self._restored, self._saved, self._step = True, restored.iteration, marks["step"]
-        in_first(lambda: self._open_streams(marks))
+        self._restored, self._saved = True, restored.iteration
+        without_state = restored._replace(state=None)
+        for sentence in self._write(lambda writer: writer.begin(without_state)):
+            self.progress.say(sentence)
         self._saved_at = time.monotonic()
         if restored.iteration:
             self.progress.say(f"resuming {self.folder} after iteration {restored.iteration}")
@@ -178,13 +196,7 @@ class Run:
             UserError: of several processes, one has come to other numbers.
         """
         plain_values = plain_row(row)
-
-        def append(metrics: JsonLines, _: JsonLines, events: TensorBoardEvents) -> None:
-            metrics.append(plain_values)
-            events.append(plain_values)
-
-        self._write(append, plain_values)
-        self._step = max(self._step, row_step(plain_values) or 0)
+        self._write(lambda writer: writer.records.append(plain_values), plain_values)
 
     def record_timing(self, row: Mapping[str, Any]) -> None:
         """Appends a line to timings.jsonl, with the time of day as `unix_seconds`: for all that does not repeat.
@@ -193,7 +205,7 @@ class Run:
             row: scalars by name, as for `record`: `{"frames": 8000, "frames_per_second": 812.5}`.
         """
         line = {"unix_seconds": round(time.time(), 3), **plain_row(row)}
-        self._write(lambda _metrics, timings, _events: timings.append(line))
+        self._write(lambda writer: writer.records.append_timing(line))
 
     def save(self, iteration: int, state: Any) -> None:
         """Writes a checkpoint to resume from, and waits until it is on disk: then `state` may be donated or changed.
@@ -212,13 +224,7 @@ class Run:
 
         started = time.monotonic()
         here = gather(state)
-
-        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> int:
-            events.flush()
-            marks = {"metrics_bytes": metrics.sync(), "timings_bytes": timings.sync(), "step": self._step}
-            return self._checkpoints.save(iteration, here, marks)
-
-        size = self._write(write)
+        size = self._write(lambda writer: writer.save(iteration, here))
         self._saved, self._saved_at = iteration, time.monotonic()
         seconds = self._saved_at - started
         if seconds > 2 * self._told_seconds:
@@ -265,9 +271,9 @@ class Run:
             DiskFull: it is, and there is no space to say so.
         """
         if not math.isfinite(number := float(value)):
-            if writes():
-                with self._full_disk():
-                    write_atomically(self.folder / files.DIVERGED, json.dumps({"updates": updates}) + "\n")
+            if self._writer is not None:
+                with self._writing():
+                    self._writer.diverge(updates)
             raise NonFinite(f"the {name} is {number} at update {updates} in {self.folder}; {self._what_is_saved()}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -278,36 +284,24 @@ class Run:
                 before this call comes here again from its last checkpoint, without another iteration.
         """
         plain_values = plain_row(summary)
-
-        def write(metrics: JsonLines, timings: JsonLines, events: TensorBoardEvents) -> None:
-            metrics.sync(), timings.sync(), events.flush()
-            write_atomically(self.folder / files.SUMMARY, json.dumps(plain_values, indent=2) + "\n")
-            write_atomically(self.folder / files.DONE, "")
-            self._checkpoints.keep_only({self._saved})
-
-        self._write(write, plain_values)
+        self._write(lambda writer: writer.finish(self._saved, plain_values), plain_values)
         self._finished = True
+
+    def leave(self, name: str, content: bytes) -> None:
+        """Writes a file that the run leaves in its folder beside the summary, for whoever comes after it.
+
+        Args:
+            name: the file's; there is none of this name among the run's own.
+            content: what to write. As the summary it must follow from the state alone, and is written before `finish`.
+        """
+        self._write(lambda writer: writer.leave(name, content))
 
     def close(self) -> None:
         """Closes the files; `open_run` does it."""
-        for stream in self._streams or ():
-            with contextlib.suppress(OSError):  # a full disk was told of when it was met
-                stream.close()
+        if self._writer is not None:
+            self._writer.close()
 
-    def _open_streams(self, marks: Mapping[str, int]) -> None:
-        with self._full_disk():
-            ran_before = any(self.folder.glob(files.EVENTS))
-            metrics, timings = JsonLines(self.folder / files.METRICS), JsonLines(self.folder / files.TIMINGS)
-            events = TensorBoardEvents(self.folder, marks["step"] + 1 if ran_before else None)
-            self._streams = metrics, timings, events
-            metrics.cut(marks["metrics_bytes"])
-            timings.cut(min(marks["timings_bytes"], timings.length()))
-
-    def _write(
-        self,
-        action: Callable[[JsonLines, JsonLines, TensorBoardEvents], Result],
-        same: Mapping[str, Any] | None = None,
-    ) -> Result:
+    def _write(self, action: Callable[[Writer], Result], same: Mapping[str, Any] | None = None) -> Result:
         """Has the first process write into the folder, and all know whether it could; `same`: see `in_first`.
 
         Returns:
@@ -317,9 +311,9 @@ class Run:
             raise RuntimeError("call run.restore(state) before anything is recorded, saved or finished")
 
         def write() -> Result:
-            assert self._streams is not None, "in the first process"
-            with self._full_disk():
-                return action(*self._streams)
+            assert self._writer is not None, "in the first process"
+            with self._writing():
+                return action(self._writer)
 
         return in_first(write, same)
 
@@ -329,11 +323,7 @@ class Run:
         return save_now > 0
 
     def _why_not_resumable(self, marks: Mapping[str, int]) -> str | None:
-        path = self.folder / files.METRICS
-        length = path.stat().st_size if path.exists() else 0
-        if length < marks["metrics_bytes"]:
-            return f"{path.name} has {length} bytes, but had {marks['metrics_bytes']} when it was saved"
-        return None
+        return files.changed(self.folder, files.METRICS, files.extents_in(marks)[files.METRICS])
 
     def _what_is_saved(self) -> str:
         if self._finished:
@@ -343,17 +333,5 @@ class Run:
         path = self.folder / files.CHECKPOINTS / str(self._saved)
         return f"the last good checkpoint is {path} (iteration {self._saved})"
 
-    def _full_disk(self) -> contextlib.AbstractContextManager[None]:
-        return _full_disk_named(
-            f"the disk of {self.folder} is full; {self._what_is_saved()}; after making space, the same command goes on"
-        )
-
-
-@contextlib.contextmanager
-def _full_disk_named(message: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if is_full_disk(error):
-            raise DiskFull(message) from error
-        raise
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self.folder, self._what_is_saved)

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.harness.checkpoint import Checkpoints, Restored, is_key, typed_like
+from experiments.harness.checkpoint import Checkpoints, Restored
 from experiments.harness.processes import in_first, several, writes
+from experiments.harness.state_files import is_key, typed_like
 
 PyTree = Any
 

@@ -41,4 +41,4 @@ def run_stages(opened: Run, trace: Trace, stages: Sequence[Callable[[], None]]) 
         if done == len(stages) or opened.save_due(SAVE_SECONDS):
             opened.save(done, trace)
             opened.check_interrupted()
-    save_trace(opened.folder, trace)
+    save_trace(opened, trace)

@@ -124,6 +124,10 @@ def talk(out: Path) -> None:
             run.save(2, {"text": "text"})
     with harness.open_run("made-up", Config(), harness.RunOptions(out=out)) as run:
         assert_filled(run.restore(state_on(devices, filled=False)), devices)
+    other = pytest.raises(harness.UserError, match=r"data\.--text is 'of 0' there and 'of 1' here$")
+    data = {"--text": f"of {own}"}
+    with other, harness.open_run("made-up", Config(), harness.RunOptions(out=out), data=data):
+        pass
     assert out.exists() == first
 
 

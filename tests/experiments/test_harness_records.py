@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import resource
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,20 +51,28 @@ def test_what_is_no_scalar_is_named(value):
 def test_lines_reach_the_file_at_once_and_are_cut_back(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.append({"updates": 1})
-    length = lines.sync()
+    length, checksum = lines.sync()
+    assert checksum == zlib.crc32((tmp_path / "metrics.jsonl").read_bytes())
     lines.append({"updates": 2})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"updates":1}\n{"updates":2}\n'
     lines.cut(length)
     lines.append({"updates": 3})
+    assert lines.sync() == (28, zlib.crc32((tmp_path / "metrics.jsonl").read_bytes()))
     lines.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"updates":1}\n{"updates":3}\n'
 
 
-def test_a_full_disk_is_met_at_the_line_and_closing_does_not_fail_again():
-    lines = JsonLines("/dev/full")
-    with pytest.raises(OSError) as caught:
+def test_a_full_disk_is_met_at_the_line_and_closing_does_not_fail_again(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
         lines.append({"updates": 1})
-    assert caught.value.errno == errno.ENOSPC
+        with pytest.raises(OSError) as caught:
+            lines.append({"updates": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and lines.path.stat().st_size == 20
     lines.close()
 
 

@@ -22,6 +22,7 @@ from experiments import harness
 from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.identity import plain
 from experiments.harness.read import load_runs
+from experiments.harness.records import JsonLines
 from experiments.harness.report.page import software
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,7 @@ def test_a_finished_run_returns_at_once_and_fresh_runs_it_again(tmp_path, capsys
         assert not run.done
         assert run.restore({"value": 1}) == (0, {"value": 1})
         assert sorted(path.name for path in folder.iterdir()) == [
-            "config.json", "lock", "metrics.jsonl", "notes.txt", "timings.jsonl",
+            "checkpoints", "config.json", "lock", "metrics.jsonl", "notes.txt", "timings.jsonl",
         ]  # fmt: skip
     counter.study(config, harness.RunOptions(out=tmp_path, fresh=True))
     assert (folder / "metrics.jsonl").read_bytes() == first
@@ -244,7 +245,7 @@ def test_a_run_that_is_begun_again_is_not_diverged_until_it_is(tmp_path):
 def test_a_full_disk_at_a_record_stops_and_nothing_is_lost(tmp_path, monkeypatch):
     whole = run_in_process(tmp_path / "whole")
     written = []
-    original = harness.run.JsonLines.append
+    original = JsonLines.append
 
     def append(self, row):
         written.append(row)
@@ -253,7 +254,7 @@ def test_a_full_disk_at_a_record_stops_and_nothing_is_lost(tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(self, row)
 
-    monkeypatch.setattr(harness.run.JsonLines, "append", append)
+    monkeypatch.setattr(JsonLines, "append", append)
     with pytest.raises(harness.DiskFull, match=r"is full; the last good checkpoint is .*/checkpoints/\d \(iteration"):
         run_in_process(tmp_path / "full")
     run_in_process(tmp_path / "full")

@@ -148,10 +148,14 @@ def test_an_interrupted_variant_goes_on_and_equals_the_uninterrupted_one(done, t
 
 def test_a_lost_trace_is_named(done, tmp_path, capsys):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
-    (folders(tmp_path)[FREE] / "trace.npz").write_bytes(b"PK\x03\x04 cut short")
+    free = folders(tmp_path)[FREE]
+    (free / "trace.npz").write_bytes(b"PK\x03\x04 cut short")
     shutil.rmtree(folders(tmp_path)["nap+matching"])
     assert command(tmp_path) == 2
-    assert "trace.npz is missing or damaged; --fresh runs everything again" in capsys.readouterr().err
+    assert "trace.npz has 14 bytes, but had " in capsys.readouterr().err
+    (free / "DONE").unlink()
+    assert command(tmp_path) == 0, "it ends again, from its last checkpoint"
+    assert written(folders(tmp_path)["nap+matching"]) == written(folders(done)["nap+matching"])
 
 
 @pytest.mark.parametrize(

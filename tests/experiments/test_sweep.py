@@ -13,7 +13,7 @@ import small_sweeps
 
 from experiments import harness, plasticity, sweep
 from experiments.harness import folder as files
-from experiments.harness import jobs, launchers
+from experiments.harness import held, jobs, launchers
 from experiments.harness.catalogue import catalogue
 from experiments.harness.cores import cores_here
 from experiments.harness.jobs import Job, Status, look, note, progress
@@ -31,7 +31,7 @@ def job(folder: Path, *names: str) -> Job:
 def test_a_job_is_what_its_folders_say(tmp_path):
     two = job(tmp_path, "a", "b")
     assert look(two) == Status("waiting")
-    with files.locked(tmp_path / "b"):
+    with held.locked(tmp_path / "b"):
         state, holder = look(two)
         assert state == "running" and holder.startswith(f"process {os.getpid()} on ")
     assert look(two) == Status("waiting")
@@ -41,7 +41,7 @@ def test_a_job_is_what_its_folders_say(tmp_path):
     note(two, 1, ["error: the loss is nan"])
     assert look(two) == Status("failed", "the loss is nan")
     assert not (tmp_path / "a" / files.FAILED).exists(), "it is the other run that failed"
-    with files.locked(tmp_path / "b"):
+    with held.locked(tmp_path / "b"):
         assert look(two).state == "running"
     (tmp_path / "b" / files.DONE).touch()
     assert look(two) == Status("done")
@@ -101,26 +101,37 @@ def test_to_be_stopped_is_not_to_fail(exit_code, tmp_path):
 
 
 def test_who_finds_a_folder_taken_waits_if_told_to(tmp_path):
-    hold = "from experiments.harness.folder import locked; from pathlib import Path; import sys, time\n"
+    hold = "from experiments.harness.held import locked; from pathlib import Path; import sys, time\n"
     hold += f"with locked(Path({str(tmp_path)!r})): print(1, flush=True); time.sleep(1.5)"
     with subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         taken = pytest.raises(harness.UserError, match=f"is being written by process {holder.pid} on ")
-        with taken, files.locked(tmp_path):
+        with taken, held.locked(tmp_path):
             pass
-        with files.locked(tmp_path, wait=True):
-            assert files.held_by(tmp_path).startswith(f"process {os.getpid()} ")
+        with held.locked(tmp_path, wait=True):
+            assert held.held_by(tmp_path).startswith(f"process {os.getpid()} ")
             assert holder.wait(10) == 0
+
+
+LOOKS_SLOWLY = """
+import fcntl, os, sys, time
+looked_at = [os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT)]
+print(1, flush=True)
+while True:
+    for descriptor in looked_at:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        time.sleep(0.02)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(0.01)
+"""
 
 
 def test_to_look_does_not_get_in_the_way(tmp_path):
     """Whoever looks holds the lock for a moment, in which a run that begins must not think it taken."""
-    look_slowly = "import time; from filelock import FileLock\nprint(1, flush=True)\n"
-    look_slowly += f"while True:\n with FileLock({str(tmp_path / files.LOCK)!r}): time.sleep(0.02)\n time.sleep(0.01)"
-    with subprocess.Popen([sys.executable, "-c", look_slowly], stdout=subprocess.PIPE) as watcher:
+    with subprocess.Popen([sys.executable, "-c", LOOKS_SLOWLY, str(tmp_path)], stdout=subprocess.PIPE) as watcher:
         watcher.stdout.readline()
         for _ in range(20):
-            with files.locked(tmp_path):
+            with held.locked(tmp_path):
                 pass
         watcher.kill()
 
@@ -176,7 +187,7 @@ def test_here_what_failed_is_told_and_run_again_only_when_asked(tmp_path, traine
 def test_here_a_run_that_another_process_has_is_left_to_it(tmp_path, trained, capsys):
     argv = small_sweeps.tiny(tmp_path, "--lr", "0.5", "--lr", "0.25")
     first, second = plan(argv[0], argv[1:])
-    with files.locked(first.folders[0]):
+    with held.locked(first.folders[0]):
         assert sweep.main(argv) == 0
         assert trained == [0.25]
         assert "2 runs: 1 done, 1 running, 0 failed, 0 waiting" in capsys.readouterr().out
@@ -206,7 +217,7 @@ def test_dry_run_prints_ordinary_commands(tmp_path, capsys):
 
 # A job without JAX: it holds its folder for a moment, writes down the cores and the time, and is done.
 STANDS_IN = """
-import os, sys, time; from pathlib import Path; from experiments.harness.folder import locked
+import os, sys, time; from pathlib import Path; from experiments.harness.held import locked
 with locked(Path(sys.argv[1])):
     began = time.time(); time.sleep(float(sys.argv[2]))
     Path(sys.argv[1], "cores").write_text(f"{began} {time.time()} {sorted(os.sched_getaffinity(0))}")
@@ -219,7 +230,7 @@ def standing_in(monkeypatch):
     def start(one: Job, environment):
         environment = {**os.environ, **environment}
         command = [sys.executable, "-c", STANDS_IN, str(one.folders[0]), one.argv[1]]
-        files.make(one.folders[0])
+        held.make(one.folders[0])
         (one.folders[0] / files.OUTPUT).touch()
         return jobs.Started(one, subprocess.Popen(command, cwd=ROOT, env=environment), 0)
 
@@ -229,7 +240,7 @@ def standing_in(monkeypatch):
 def test_a_pool_fills_its_slots_and_no_more(tmp_path, standing_in):
     names = [str(number) for number in range(5)]
     of_names = {name: Job((name, "0.4"), (tmp_path / name,), ROOT) for name in names}
-    with files.locked(tmp_path / "3"):
+    with held.locked(tmp_path / "3"):
         pool.launch(list(of_names.values()), launchers.Options(launcher="pool", workers=2))
     assert [look(one).state for one in of_names.values()] == ["done", "done", "done", "waiting", "done"]
     times, cores = [], set()
@@ -246,7 +257,7 @@ def test_a_second_signal_ends_a_pool_at_once(tmp_path, standing_in, monkeypatch)
 
     def sleep(seconds: float, ours=time.sleep) -> None:
         ours(seconds)
-        if (tmp_path / "run" / files.LOCK).exists():
+        if (tmp_path / "run" / held.LOCK).exists():
             os.kill(os.getpid(), next(signals))
 
     monkeypatch.setattr(subprocess.Popen, "terminate", lambda self: None)  # it does not hear
@@ -255,7 +266,7 @@ def test_a_second_signal_ends_a_pool_at_once(tmp_path, standing_in, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pool.launch([Job(("run", "60"), (tmp_path / "run",), ROOT)], launchers.Options(launcher="pool"))
     assert time.monotonic() - began < 30
-    assert files.held_by(tmp_path / "run") is None
+    assert held.held_by(tmp_path / "run") is None
 
 
 def test_a_pool_of_processes(tmp_path):
@@ -278,7 +289,7 @@ def test_a_pool_is_stopped_and_its_runs_save(number, tmp_path):
     process.send_signal(number)
     process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    small_sweeps.wait_until(lambda: files.held_by(folder) is None)
+    small_sweeps.wait_until(lambda: held.held_by(folder) is None)
     assert list((folder / files.CHECKPOINTS).glob("*.json"))
     assert look(Job((), (folder,))) == Status("waiting")
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from experiments.harness.checkpoint import write_atomically
 from experiments.harness.errors import UserError
 from experiments.harness.identity import folder_name
 from experiments.harness.read import LoadedRun, common_folder, load_runs
 from experiments.harness.report import atari, page, plasticity, sequences, supervised
 from experiments.harness.report.looks import palette
 from experiments.harness.report.panels import draw, write
+from experiments.harness.storage import write_atomically
 
 # By experiment; all others are reported on as Atari runs are.
 _KINDS: dict[str, ModuleType] = {
