@@ -94,7 +94,7 @@ def read_cifar(path: Path, kind: Cifar) -> tuple[np.ndarray, np.ndarray, np.ndar
     """
     wanted = {**kind.train, **kind.test}
     files = _from_folder(path, kind, wanted) if path.is_dir() else _from_archive(path, kind, wanted)
-    read = {name: _examples(f"{path}: member {name}", files[name], kind) for name in wanted}
+    read = {name: _examples(path, name, files[name], kind) for name in wanted}
     parts = [zip(*(read[name] for name in part), strict=True) for part in (kind.train, kind.test)]
     images, labels, test_images, test_labels = (np.concatenate(some) for part in parts for some in part)
     return images, labels, test_images, test_labels
@@ -154,8 +154,8 @@ class _Bounded(gzip.GzipFile):
         return super().read(size)
 
 
-def _examples(where: str, pickled: bytes, kind: Cifar) -> tuple[np.ndarray, np.ndarray]:
-    with reading(where, "damaged"):
+def _examples(path: Path, name: str, pickled: bytes, kind: Cifar) -> tuple[np.ndarray, np.ndarray]:
+    with reading(path, f"member {name} is damaged"):
         batch = unpickled(pickled)
         images, labels = (_plain(batch[key]) for key in (b"data", kind.labels))
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):

@@ -266,8 +266,12 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path, copies: int) -> np.
 
 def _every_fifth(where: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Holds out every fifth example: a fixed split that serves a file sorted by class as well."""
-    if not images.ndim or labels.shape[:1] != images.shape[:1]:
-        raise BadFile(f"{where}: images are of shape {images.shape}, labels of {labels.shape}: there must be as many")
+    if not images.ndim or not labels.ndim:
+        raise BadFile(
+            f"{where}: images of shape {images.shape} and labels of shape {labels.shape}: must be arrays [n, ...]"
+        )
+    if len(labels) != len(images):  # boolean indexing would say it less plainly
+        raise BadFile(f"{where}: {len(images)} images but {len(labels)} labels")
     held_out = np.arange(len(images)) % 5 == 4
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 

@@ -119,7 +119,7 @@ def require_memory(where: Path | str, size: int) -> None:
 
 @contextlib.contextmanager
 def _unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    with opened(path) as file, reading(path, "damaged, not whole"):
+    with opened(path) as file, reading(path, "damaged, so that it can't be read"):
         if path.suffix.lower() != ".gz":
             yield file
             return

@@ -297,7 +297,7 @@ def test_cifar_with_something_wrong(cifar10, no_data, tmp_path):
     with pytest.raises(BadFile, match="member data_batch_3 is missing"):
         load("cifar10", root=path)
     cifar_tar(path, "cifar-10-batches-py", {**contents, "data_batch_2": contents["data_batch_2"][:50]})
-    with pytest.raises(BadFile, match="member data_batch_2: damaged"):
+    with pytest.raises(BadFile, match="member data_batch_2 is damaged"):
         load("cifar10", root=path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(BadFile, match="not a whole tar archive"):
@@ -330,7 +330,7 @@ def test_an_archive_that_unpacks_to_too_much(cifar10, no_data, monkeypatch, tmp_
 def test_a_label_that_cifar_has_not(cifar10, no_data, tmp_path, label):
     batch = cifar10[0][1] | {b"labels": [0, 1, label, 2]}
     cifar_tar(tmp_path / "mine.tar", "cifar-10-batches-py", {**cifar10[1], "data_batch_2": pickle.dumps(batch, 3)})
-    with pytest.raises(BadFile, match="member data_batch_2: damaged"):
+    with pytest.raises(BadFile, match="member data_batch_2 is damaged"):
         load("cifar10", root=tmp_path / "mine.tar")
 
 
@@ -352,7 +352,7 @@ def test_a_pickle_makes_nothing_but_arrays_of_numbers(cifar10, no_data, tmp_path
 
     evil = pickle.dumps({b"data": made, b"labels": [0]}, protocol=3)
     cifar_tar(tmp_path / "mine.tar", "cifar-10-batches-py", {**cifar10[1], "data_batch_1": evil})
-    with pytest.raises(BadFile, match="member data_batch_1: damaged"):
+    with pytest.raises(BadFile, match="member data_batch_1 is damaged"):
         load("cifar10", root=tmp_path / "mine.tar")
     assert not hasattr(sys, "nap_was_here")
 
@@ -411,7 +411,7 @@ def test_npz_with_something_wrong(rng, no_data, tmp_path):
     with pytest.raises(ValueError, match="labels go down to -1"):
         load(str(path))
     np.savez(path, images=pictures(rng, 5, 4, 4), labels=np.zeros(4, int))
-    with pytest.raises(ValueError, match=r"images are of shape \(5, 4, 4\), labels of \(4,\)") as told:
+    with pytest.raises(ValueError, match="5 images but 4 labels") as told:
         load(str(path))
     assert str(told.value).count(str(path)) == 1
 
