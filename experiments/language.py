@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from envs.fingerprints import of_parts
 from envs.loaders import (
     Loader,
     TextBatch,
@@ -31,13 +32,17 @@ from envs.loaders import (
     load_bpe,
     load_text,
     open_stream,
+    stream_fingerprint,
     tokenize,
     train_bpe,
     training_sequences,
     training_stream,
+    unread_files,
 )
+from envs.reading import content
 from experiments import harness
 from experiments.harness.choices import Choices, load_choices, score
+from experiments.harness.data import say_unread
 from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import in_first, together
@@ -94,11 +99,13 @@ class Config:
     """Text, a transformer and a method."""
 
     text: str = "stdlib"
-    """A file or folder of .txt, .md, .py, .jsonl or .parquet; stdlib: Python's own library."""
+    """A file or folder of .txt, .md, .py, .jsonl (.ndjson, .jsonlines, .json) or .parquet; stdlib: Python's own
+    library."""
     held_out: str = ""
     """Another file or folder to evaluate on; if not given, a tenth of the documents."""
     streamed: str = ""
-    """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder that has one."""
+    """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder of train-... and
+    validation-..., .jsonl or .parquet."""
     vocabulary: int = 0
     """Tokens of a vocabulary of byte pairs, learned from the text to train on; 0: bytes."""
     tokenizer: str = ""
@@ -304,11 +311,13 @@ class Source(NamedTuple):
         documents: what a tokenizer is learned from.
         held_out: what is evaluated on.
         train: (tokenizer) -> the batches to train on.
+        fingerprints: of what they are read from, by the option that names it.
     """
 
     documents: Sequence[str]
     held_out: Sequence[str]
     train: Callable[[Tokenizer], Loader]
+    fingerprints: Mapping[str, str]
 
 
 def load(config: Config, options: TrainingOptions) -> Text:
@@ -316,38 +325,49 @@ def load(config: Config, options: TrainingOptions) -> Text:
 
     def read() -> tuple[list[Choices], Source]:
         choices = load_choices(config.choices)
-        with _told_of(config):
+        with _told_of(_text_option(config)):
             return choices, (_streamed if config.streamed else _in_memory)(config)
 
     choices, source = together(read)
-    tokenizer = _tokenizer(config, options, source.documents)
-    with _told_of(config):
+    tokenizer, of_tokenizer = _tokenizer(config, options, source.documents)
+    with _told_of(_text_option(config)):
         tokens = tokenize(source.held_out, tokenizer)
         if config.evaluation_tokens:
             tokens = tokens[: config.evaluation_tokens + 1]
         held_out = held_out_sequences(tokens, config.sequence, config.training.part, share=share())
-        data = Data(source.train(tokenizer), held_out, "tokens")
+        asked = {"--choices": of_parts(repr(of_form).encode() for of_form in choices)} if choices else {}
+        fingerprints = {**source.fingerprints, **of_tokenizer, **asked}
+        data = Data(source.train(tokenizer), held_out, "tokens", fingerprints)
     return Text(data, tokenizer, fingerprint(source.held_out), choices)
 
 
 @contextlib.contextmanager
-def _told_of(config: Config) -> Iterator[None]:
-    """Names the option where the text is at fault."""
+def _told_of(option: str) -> Iterator[None]:
+    """Names the option where what it names is at fault."""
     try:
         yield
     except ValueError as error:
-        raise harness.UserError(f"--{'streamed' if config.streamed else 'text'}: {error}") from None
+        raise harness.UserError(f"{option}: {error}") from None
+
+
+def _text_option(config: Config) -> str:
+    return "--streamed" if config.streamed else "--text"
 
 
 def _in_memory(config: Config) -> Source:
     corpus = load_text(config.text, held_out=config.held_out or None)
+    say_unread("--text", config.text, unread_files(config.text))
+    fingerprints = {"--text": fingerprint((*corpus.documents, *corpus.held_out))}
+    if config.held_out:
+        say_unread("--held-out", config.held_out, unread_files(config.held_out))
+        fingerprints = {"--text": fingerprint(corpus.documents), "--held-out": fingerprint(corpus.held_out)}
 
     def train(tokenizer: Tokenizer) -> Loader:
         tokens = tokenize(corpus.documents, tokenizer)
         batch_size = config.training.batch_size
         return training_sequences(tokens, config.sequence, batch_size, seed=config.seed, share=share())
 
-    return Source(corpus.documents, corpus.held_out, train)
+    return Source(corpus.documents, corpus.held_out, train, fingerprints)
 
 
 def _streamed(config: Config) -> Source:
@@ -360,31 +380,39 @@ def _streamed(config: Config) -> Source:
         batch_size = config.training.batch_size
         return training_stream(stream, tokenizer, config.sequence, batch_size, seed=config.seed, share=share())
 
-    return Source(documents, held_out, train)
+    told = of_parts(part.encode() for part in (stream_fingerprint(stream), fingerprint(held_out)))
+    return Source(documents, held_out, train, {"--streamed": told})
 
 
-def _tokenizer(config: Config, options: TrainingOptions, documents: Sequence[str]) -> Tokenizer:
-    """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them."""
+def _tokenizer(
+    config: Config, options: TrainingOptions, documents: Sequence[str]
+) -> tuple[Tokenizer, Mapping[str, str]]:
+    """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them.
+
+    Returns:
+        It, and a fingerprint of its file by the option that asks for it.
+    """
     if config.tokenizer:
-        with _told_of(config):
-            return load_bpe(Path(config.tokenizer))
+        with _told_of("--tokenizer"):
+            path = Path(config.tokenizer)
+            return load_bpe(path), {"--tokenizer": of_parts([content(path)])}
     if not config.vocabulary:
-        return byte_tokenizer()
+        return byte_tokenizer(), {}
     path = options.out / "tokenizers" / f"{config.vocabulary}-{fingerprint(documents)[:8]}.json"
 
-    def learned() -> str:
-        with _told_of(config):
+    def learned() -> bytes:
+        with _told_of("--vocabulary"):
             if path.is_file():
                 load_bpe(path)  # so that an error names it, and not its copy
             else:
                 train_bpe(documents, config.vocabulary, path)
-            return path.read_text()
+            return content(path)
 
-    text = in_first(learned)
-    with _told_of(config), tempfile.TemporaryDirectory() as folder:
+    saved = in_first(learned)
+    with _told_of("--vocabulary"), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name  # not every process has the file
-        copy.write_text(text)
-        return load_bpe(copy)
+        copy.write_bytes(saved)
+        return load_bpe(copy), {"--vocabulary": of_parts([saved])}
 
 
 def judge(logits: jax.Array, batch: TextBatch, *, z_loss: float = 0.0) -> Judged:

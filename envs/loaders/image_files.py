@@ -330,7 +330,7 @@ def _labels(file: Path) -> Int32[np.ndarray, " rows"]:
             raise ValueError(f"row {labels.is_null().arg_max()} has no label")
         narrow = labels.cast(pl.Int32, strict=False)  # null where it does not fit
         if narrow.null_count():
-            row = narrow.is_null().arg_max()
+            row = narrow.is_null().arg_true()[0]
             raise ValueError(f"row {row} has the label {labels[row]}, beyond 32 bits")
         return narrow.to_numpy()
 

@@ -30,10 +30,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from envs.reading import BadFile
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import Checkpoints, write_atomically
 from experiments.harness.command_line import RunOptions
-from experiments.harness.errors import DiskFull, Interrupted, NonFinite, is_full_disk
+from experiments.harness.errors import DiskFull, Interrupted, NonFinite, UserError, is_full_disk
 from experiments.harness.identity import config_hash, folder_name, plain, software
 from experiments.harness.interrupt import InterruptFlag
 from experiments.harness.processes import Asked, in_first, several, writes
@@ -52,6 +53,7 @@ def open_run(
     label: str = "",
     total: float | None = None,
     unit: str = "frames",
+    data: Mapping[str, str] | None = None,
 ) -> Iterator["Run"]:
     """Opens the folder of one configuration, new or to be continued, and holds it for this process.
 
@@ -63,6 +65,7 @@ def open_run(
         label: a hint for people in the folder's name, made from `config` alone: "pong-nap-seed0".
         total: how many `unit` the whole run has, for the progress bar and `sweep --status`.
         unit: what the progress bar counts, as `run.progress.update` will name it.
+        data: a fingerprint of each thing that was read from files, which may change, by the option that names it.
 
     Yields:
         The run. SIGINT and SIGTERM only set a flag while it is open: see `Run.check_interrupted`, which is called once
@@ -251,6 +254,18 @@ class Run:
         if self.save_due(math.inf):
             self.save(iteration, state())
             self.check_interrupted()
+
+    @contextlib.contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """Ends the run in a line where data that are read inside turn out to be damaged; nothing that is saved is lost.
+
+        Raises:
+            UserError: `envs.reading.BadFile` was raised inside.
+        """
+        try:
+            yield
+        except BadFile as error:
+            raise UserError(f"{error}; {self._what_is_saved()}") from error
 
     def check_finite(self, name: str, value: Any, *, updates: int) -> None:
         """Ends the run when a number is NaN or infinite. Call it before `save`, so that no such state is saved.
