@@ -41,14 +41,13 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int32[np.ndarray
     """The tokens of each text, all of which the vocabulary has: an embedding would take any other for its last one.
 
     Raises:
-        BadFile: a text that the tokenizer can't encode.
-        ValueError: a token beyond the vocabulary.
+        BadFile: a text that the tokenizer can't encode, or a token beyond the vocabulary.
     """
     found = tokenizer.encode(texts)
     for tokens in found:
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.vocabulary:
             wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
-            raise ValueError(
+            raise BadFile(
                 f"the tokenizer gives the token {wrong}, and has {tokenizer.vocabulary}: 0 to "
                 f"{tokenizer.vocabulary - 1}"
             )
