@@ -55,7 +55,7 @@ def reading(where: Path | str, wrong: str) -> Iterator[None]:
             raise BadFile(f"{where}: can't be read ({error.strerror})") from error
         if isinstance(error, MemoryError):
             raise BadFile(f"{where}: can't be read (it needs more memory than there is)") from error
-        raise BadFile(f"{where}: {wrong} ({_why(error)})") from error
+        raise BadFile(f"{where}: {wrong} ({_why(error, str(where))})") from error
 
 
 @contextlib.contextmanager
@@ -139,10 +139,11 @@ def _line(path: Path, file: io.BufferedIOBase) -> bytes:
     return b"".join(pieces)
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, where: str) -> str:
+    """What an error says, in a line that is not too long, and without the path, which is said before it."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).replace(where, Path(where).name).split())
     if isinstance(error, KeyError):
         text = f"it has no {text}"
     if len(text) > _LONGEST_WHY:

@@ -124,9 +124,10 @@ def load_questions(form: str, path: Path | None = None, labels: Path | None = No
         raise BadFile(f"{path}: no questions")
     if first_label is None:
         return [Question(context, choices, 0) for context, choices in asked]
-    answers = _labels(labels or path.with_name(f"{path.stem}-labels.lst"), first_label, len(asked[0][1]))
+    labels = labels or path.with_name(f"{path.stem}-labels.lst")
+    answers = _labels(labels, first_label, len(asked[0][1]))
     if len(answers) != len(asked):
-        raise BadFile(f"{path}: {len(asked)} questions but {len(answers)} labels")
+        raise BadFile(f"{path}: {len(asked)} questions but {len(answers)} labels in {labels.name}")
     return [Question(context, choices, answer) for (context, choices), answer in zip(asked, answers, strict=True)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.reading import require_memory
+from envs.reading import opened, require_memory
 
 if TYPE_CHECKING:
     import polars as pl
@@ -15,9 +15,11 @@ _BYTES_A_ROW = 16
 
 
 def schema_of(path: Path) -> dict[str, Any]:
-    """The types of a file's columns, by name. Raises whatever polars does."""
+    """The types of a file's columns, by name. Raises BadFile for what is no file, else whatever polars does."""
     import polars as pl
 
+    with opened(path):  # of a folder polars would read what is in it, and wait for a pipe
+        pass
     return dict(pl.scan_parquet(path, glob=False).collect_schema())
 
 
