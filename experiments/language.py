@@ -10,10 +10,8 @@ The decoupled weight decay that a baseline usually has is a rival: `--method non
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,33 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from envs.fingerprints import of_parts
-from envs.loaders import (
-    Loader,
-    TextBatch,
-    Tokenizer,
-    byte_tokenizer,
-    fingerprint,
-    first_documents,
-    held_out_sequences,
-    load_bpe,
-    load_text,
-    open_stream,
-    stream_fingerprint,
-    tokenize,
-    train_bpe,
-    training_sequences,
-    training_stream,
-    unread_files,
-)
-from envs.reading import content
+from envs.loaders import TextBatch, Tokenizer, fingerprint, held_out_sequences, tokenize
 from experiments import harness
 from experiments.harness.choices import Choices, load_choices, score
-from experiments.harness.data import say_unread
 from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
-from experiments.harness.processes import in_first, together
+from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
+from experiments.harness.texts import Source, in_memory, streamed, tokenizer_of, told_of
 from experiments.harness.training import (
     Data,
     TrainingOptions,
@@ -61,9 +41,6 @@ from nap.layers import identity
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.attention import AttentionKernel
 from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
-
-TOKENIZER_DOCUMENTS = 20_000
-"""Of a stream: so many of its first documents a tokenizer is trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,115 +281,30 @@ def network_of(
         raise harness.UserError(f"the network: {error}") from None
 
 
-class Source(NamedTuple):
-    """Documents that were found.
-
-    Attributes:
-        documents: what a tokenizer is learned from.
-        held_out: what is evaluated on.
-        train: (tokenizer) -> the batches to train on.
-        fingerprints: of what they are read from, by the option that names it.
-    """
-
-    documents: Sequence[str]
-    held_out: Sequence[str]
-    train: Callable[[Tokenizer], Loader]
-    fingerprints: Mapping[str, str]
-
-
 def load(config: Config, options: TrainingOptions) -> Text:
     """The text of a resolved configuration, tokenized. Raises harness.UserError where it is not there, or damaged."""
+    option = "--streamed" if config.streamed else "--text"
 
     def read() -> tuple[list[Choices], Source]:
         choices = load_choices(config.choices)
-        with _told_of(_text_option(config)):
-            return choices, (_streamed if config.streamed else _in_memory)(config)
+        with told_of(option):
+            if not config.streamed:
+                return choices, in_memory(config.text, config.held_out)
+            # A document is seldom shorter than 64 tokens.
+            held_out = -(-config.evaluation_tokens // 64)
+            return choices, streamed(config.streamed, held_out, learn=bool(config.vocabulary))
 
     choices, source = together(read)
-    tokenizer, of_tokenizer = _tokenizer(config, options, source.documents)
-    with _told_of(_text_option(config)):
+    tokenizer, of_tokenizer = tokenizer_of(config.tokenizer, config.vocabulary, source.documents, options.out)
+    with told_of(option):
         tokens = tokenize(source.held_out, tokenizer)
         if config.evaluation_tokens:
             tokens = tokens[: config.evaluation_tokens + 1]
         held_out = held_out_sequences(tokens, config.sequence, config.training.part, share=share())
-        asked = {"--choices": of_parts(repr(of_form).encode() for of_form in choices)} if choices else {}
-        fingerprints = {**source.fingerprints, **of_tokenizer, **asked}
-        data = Data(source.train(tokenizer), held_out, "tokens", fingerprints)
+        train = source.train(tokenizer, config.sequence, config.training.batch_size, config.seed, share())
+    asked = {"--choices": of_parts(repr(of_form).encode() for of_form in choices)} if choices else {}
+    data = Data(train, held_out, "tokens", {**source.fingerprints, **of_tokenizer, **asked})
     return Text(data, tokenizer, fingerprint(source.held_out), choices)
-
-
-@contextlib.contextmanager
-def _told_of(option: str) -> Iterator[None]:
-    """Names the option where what it names is at fault."""
-    try:
-        yield
-    except ValueError as error:
-        raise harness.UserError(f"{option}: {error}") from None
-
-
-def _text_option(config: Config) -> str:
-    return "--streamed" if config.streamed else "--text"
-
-
-def _in_memory(config: Config) -> Source:
-    corpus = load_text(config.text, held_out=config.held_out or None)
-    say_unread("--text", config.text, unread_files(config.text))
-    fingerprints = {"--text": fingerprint((*corpus.documents, *corpus.held_out))}
-    if config.held_out:
-        say_unread("--held-out", config.held_out, unread_files(config.held_out))
-        fingerprints = {"--text": fingerprint(corpus.documents), "--held-out": fingerprint(corpus.held_out)}
-
-    def train(tokenizer: Tokenizer) -> Loader:
-        tokens = tokenize(corpus.documents, tokenizer)
-        batch_size = config.training.batch_size
-        return training_sequences(tokens, config.sequence, batch_size, seed=config.seed, share=share())
-
-    return Source(corpus.documents, corpus.held_out, train, fingerprints)
-
-
-def _streamed(config: Config) -> Source:
-    stream = open_stream(config.streamed)
-    documents = first_documents(stream, TOKENIZER_DOCUMENTS) if config.vocabulary else ()
-    # A document is seldom shorter than 64 tokens.
-    held_out = first_documents(open_stream(config.streamed, "validation"), -(-config.evaluation_tokens // 64))
-
-    def train(tokenizer: Tokenizer) -> Loader:
-        batch_size = config.training.batch_size
-        return training_stream(stream, tokenizer, config.sequence, batch_size, seed=config.seed, share=share())
-
-    told = of_parts(part.encode() for part in (stream_fingerprint(stream), fingerprint(held_out)))
-    return Source(documents, held_out, train, {"--streamed": told})
-
-
-def _tokenizer(
-    config: Config, options: TrainingOptions, documents: Sequence[str]
-) -> tuple[Tokenizer, Mapping[str, str]]:
-    """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them.
-
-    Returns:
-        It, and a fingerprint of its file by the option that asks for it.
-    """
-    if config.tokenizer:
-        with _told_of("--tokenizer"):
-            path = Path(config.tokenizer)
-            return load_bpe(path), {"--tokenizer": of_parts([content(path)])}
-    if not config.vocabulary:
-        return byte_tokenizer(), {}
-    path = options.out / "tokenizers" / f"{config.vocabulary}-{fingerprint(documents)[:8]}.json"
-
-    def learned() -> bytes:
-        with _told_of("--vocabulary"):
-            if path.is_file():
-                load_bpe(path)  # so that an error names it, and not its copy
-            else:
-                train_bpe(documents, config.vocabulary, path)
-            return content(path)
-
-    saved = in_first(learned)
-    with _told_of("--vocabulary"), tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name  # not every process has the file
-        copy.write_bytes(saved)
-        return load_bpe(copy), {"--vocabulary": of_parts([saved])}
 
 
 def judge(logits: jax.Array, batch: TextBatch, *, z_loss: float = 0.0) -> Judged:
