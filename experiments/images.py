@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from envs.datasets import default_name, load
+from envs.fingerprints import of_dataset
 from envs.loaders import (
     PUBLISHED,
     ImageBatch,
@@ -36,6 +37,7 @@ from envs.loaders import (
 )
 from experiments import harness
 from experiments.datasets import NAMES
+from experiments.harness.data import refused, say_unread
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
@@ -212,21 +214,23 @@ def load_images(config: Config, options: Options) -> Loaded:
             how: dict[str, Any] = {"workers": options.loaders, "size": config.image_size, "share": share()}
             train_loader = training_image_files(files.train, batch_size, seed=config.seed, **how)
             held_out = held_out_image_files(files.held_out, part, **how)
-            classes, channels, constants = files.classes, 3, PUBLISHED[FILES]
+            classes, channels, constants, told = files.classes, 3, PUBLISHED[FILES], files.fingerprint
+            say_unread("--data", config.data, files.unread)
         else:
             dataset = load(config.data)
             augment = config.augmentation == "crop-and-flip"
             train_loader = training_images(dataset, batch_size, seed=config.seed, augment=augment, share=share())
             held_out = held_out_images(dataset, part, share=share())
             classes, channels, constants = dataset.classes, dataset.images.shape[-1], statistics(dataset)
+            told = of_dataset(dataset)
     except ValueError as error:
-        raise harness.UserError(f"--data {config.data}: {error}") from None
+        raise refused("--data", config.data, error) from None
 
     def task(network: StatefulNetwork) -> Task:
         judging = functools.partial(judge, smoothing=config.label_smoothing)
         return Task(network, lambda batch: normalize(batch.images, constants), judging)
 
-    return Loaded(Data(train_loader, held_out, "examples"), task, classes, channels)
+    return Loaded(Data(train_loader, held_out, "examples", {"--data": told}), task, classes, channels)
 
 
 def judge(logits: jax.Array, batch: ImageBatch, *, smoothing: float = 0.0) -> Judged:

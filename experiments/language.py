@@ -10,39 +10,24 @@ The decoupled weight decay that a baseline usually has is a rival: `--method non
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from envs.loaders import (
-    Loader,
-    TextBatch,
-    Tokenizer,
-    byte_tokenizer,
-    fingerprint,
-    first_documents,
-    held_out_sequences,
-    load_bpe,
-    load_text,
-    open_stream,
-    tokenize,
-    train_bpe,
-    training_sequences,
-    training_stream,
-)
+from envs.fingerprints import of_parts
+from envs.loaders import TextBatch, Tokenizer, fingerprint, held_out_sequences, tokenize
 from experiments import harness
 from experiments.harness.choices import Choices, load_choices, score
 from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
-from experiments.harness.processes import in_first, together
+from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
+from experiments.harness.texts import Source, in_memory, streamed, tokenizer_of, told_of
 from experiments.harness.training import (
     Data,
     TrainingOptions,
@@ -56,9 +41,6 @@ from nap.layers import identity
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.attention import AttentionKernel
 from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
-
-TOKENIZER_DOCUMENTS = 20_000
-"""Of a stream: so many of its first documents a tokenizer is trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +76,13 @@ class Config:
     """Text, a transformer and a method."""
 
     text: str = "stdlib"
-    """A file or folder of .txt, .md, .py, .jsonl or .parquet; stdlib: Python's own library."""
+    """A file or folder of .txt, .md, .py, .jsonl (.ndjson, .jsonlines, .json) or .parquet; stdlib: Python's own
+    library."""
     held_out: str = ""
     """Another file or folder to evaluate on; if not given, a tenth of the documents."""
     streamed: str = ""
-    """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder that has one."""
+    """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder of train-... and
+    validation-..., .jsonl or .parquet."""
     vocabulary: int = 0
     """Tokens of a vocabulary of byte pairs, learned from the text to train on; 0: bytes."""
     tokenizer: str = ""
@@ -297,94 +281,30 @@ def network_of(
         raise harness.UserError(f"the network: {error}") from None
 
 
-class Source(NamedTuple):
-    """Documents that were found.
-
-    Attributes:
-        documents: what a tokenizer is learned from.
-        held_out: what is evaluated on.
-        train: (tokenizer) -> the batches to train on.
-    """
-
-    documents: Sequence[str]
-    held_out: Sequence[str]
-    train: Callable[[Tokenizer], Loader]
-
-
 def load(config: Config, options: TrainingOptions) -> Text:
     """The text of a resolved configuration, tokenized. Raises harness.UserError where it is not there, or damaged."""
+    option = "--streamed" if config.streamed else "--text"
 
     def read() -> tuple[list[Choices], Source]:
         choices = load_choices(config.choices)
-        with _told_of(config):
-            return choices, (_streamed if config.streamed else _in_memory)(config)
+        with told_of(option):
+            if not config.streamed:
+                return choices, in_memory(config.text, config.held_out)
+            # A document is seldom shorter than 64 tokens.
+            held_out = -(-config.evaluation_tokens // 64)
+            return choices, streamed(config.streamed, held_out, learn=bool(config.vocabulary))
 
     choices, source = together(read)
-    tokenizer = _tokenizer(config, options, source.documents)
-    with _told_of(config):
+    tokenizer, of_tokenizer = tokenizer_of(config.tokenizer, config.vocabulary, source.documents, options.out)
+    with told_of(option):
         tokens = tokenize(source.held_out, tokenizer)
         if config.evaluation_tokens:
             tokens = tokens[: config.evaluation_tokens + 1]
         held_out = held_out_sequences(tokens, config.sequence, config.training.part, share=share())
-        data = Data(source.train(tokenizer), held_out, "tokens")
+        train = source.train(tokenizer, config.sequence, config.training.batch_size, config.seed, share())
+    asked = {"--choices": of_parts(repr(of_form).encode() for of_form in choices)} if choices else {}
+    data = Data(train, held_out, "tokens", {**source.fingerprints, **of_tokenizer, **asked})
     return Text(data, tokenizer, fingerprint(source.held_out), choices)
-
-
-@contextlib.contextmanager
-def _told_of(config: Config) -> Iterator[None]:
-    """Names the option where the text is at fault."""
-    try:
-        yield
-    except ValueError as error:
-        raise harness.UserError(f"--{'streamed' if config.streamed else 'text'}: {error}") from None
-
-
-def _in_memory(config: Config) -> Source:
-    corpus = load_text(config.text, held_out=config.held_out or None)
-
-    def train(tokenizer: Tokenizer) -> Loader:
-        tokens = tokenize(corpus.documents, tokenizer)
-        batch_size = config.training.batch_size
-        return training_sequences(tokens, config.sequence, batch_size, seed=config.seed, share=share())
-
-    return Source(corpus.documents, corpus.held_out, train)
-
-
-def _streamed(config: Config) -> Source:
-    stream = open_stream(config.streamed)
-    documents = first_documents(stream, TOKENIZER_DOCUMENTS) if config.vocabulary else ()
-    # A document is seldom shorter than 64 tokens.
-    held_out = first_documents(open_stream(config.streamed, "validation"), -(-config.evaluation_tokens // 64))
-
-    def train(tokenizer: Tokenizer) -> Loader:
-        batch_size = config.training.batch_size
-        return training_stream(stream, tokenizer, config.sequence, batch_size, seed=config.seed, share=share())
-
-    return Source(documents, held_out, train)
-
-
-def _tokenizer(config: Config, options: TrainingOptions, documents: Sequence[str]) -> Tokenizer:
-    """Bytes; a tokenizer from a file; or one that is learned from these documents, and kept for other runs of them."""
-    if config.tokenizer:
-        with _told_of(config):
-            return load_bpe(Path(config.tokenizer))
-    if not config.vocabulary:
-        return byte_tokenizer()
-    path = options.out / "tokenizers" / f"{config.vocabulary}-{fingerprint(documents)[:8]}.json"
-
-    def learned() -> str:
-        with _told_of(config):
-            if path.is_file():
-                load_bpe(path)  # so that an error names it, and not its copy
-            else:
-                train_bpe(documents, config.vocabulary, path)
-            return path.read_text()
-
-    text = in_first(learned)
-    with _told_of(config), tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name  # not every process has the file
-        copy.write_text(text)
-        return load_bpe(copy)
 
 
 def judge(logits: jax.Array, batch: TextBatch, *, z_loss: float = 0.0) -> Judged:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ import tyro
 from flax import nnx
 
 from envs.datasets import default_name, load
+from envs.fingerprints import of_dataset
 from envs.streams import STREAMS, Protocol, Stream, make_stream
 from experiments import harness
 from experiments.harness.diverged import Diverged, not_finite
@@ -121,10 +123,10 @@ def presets(stream: str) -> dict[str, Config]:
 def run(config: Config, options: harness.RunOptions) -> Path:
     """One cell, from its beginning or from where it was left; returns its folder."""
     config = resolve(dataclasses.replace(config, seeds=options.seeds))
-    stream = build_stream(config.stream, config.protocol, config.data)
+    stream, fingerprints = _load(config.stream, config.protocol, config.data)
     harness.enable_compilation_cache()
     with harness.open_run(
-        "plasticity", config, options, label=_label(config), total=config.updates, unit="updates"
+        "plasticity", config, options, label=_label(config), total=config.updates, unit="updates", data=fingerprints
     ) as opened:
         if not opened.done:
             _run(config, stream, opened)
@@ -174,13 +176,9 @@ def check(config: Config, options: harness.RunOptions) -> Config:
     return config
 
 
-@functools.lru_cache(maxsize=2)
 def build_stream(stream: str, protocol: Protocol, data: str) -> Stream:
     """A stream with its data on the device; the cells of a grid share it."""
-    try:
-        return make_stream(stream, protocol, load(data) if data else None)
-    except ValueError as error:
-        raise harness.UserError(str(error)) from None
+    return _load(stream, protocol, data)[0]
 
 
 def build_learner(config: Config, stream: Stream) -> Learner:
@@ -216,7 +214,20 @@ def build_learner(config: Config, stream: Stream) -> Learner:
     return make_learner(network, optimizer, stream.loss, features_per_unit=features_per_unit(method.activation))
 
 
+@functools.lru_cache(maxsize=2)
+def _load(stream: str, protocol: Protocol, data: str) -> tuple[Stream, Mapping[str, str]]:
+    """A stream, and a fingerprint of its data by the option that names them."""
+    try:
+        if not data:
+            return make_stream(stream, protocol), {}
+        dataset = load(data)
+        return make_stream(stream, protocol, dataset), {"--data": of_dataset(dataset)}
+    except ValueError as error:
+        raise harness.UserError(str(error)) from None
+
+
 def _main(argv: list[str]) -> int:
+    _load.cache_clear()  # files may have changed since the last command of this process
     use_all_cores()
     grid = [_parse(cell) for cell in cells(argv)]
     for config, options in grid:  # all of them before the first one runs

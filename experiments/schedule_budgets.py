@@ -209,8 +209,9 @@ def _label(config: Config) -> str:
 
 def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
     """All budgets with one optimizer."""
-    stages = len(config.budgets) * len(config.schedules)
-    return trace_of(NAME, config, options, functools.partial(_train, config, task), label=_label(config), stages=stages)
+    stages, data = len(config.budgets) * len(config.schedules), task.fingerprints
+    train = functools.partial(_train, config, task)
+    return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
 def _train(config: Config, task: Task, opened: harness.Run) -> None:

@@ -28,7 +28,8 @@ import optax
 import tyro
 
 import nap
-from envs.datasets import load
+from envs.datasets import Dataset, load
+from envs.fingerprints import of_dataset
 from envs.streams import Protocol, Stream, make_stream
 from experiments import harness
 from experiments.harness.learner import LearnerState, make_learner
@@ -154,9 +155,21 @@ def run(config: Config, options: harness.RunOptions, free: Path | None = None) -
     Returns:
         Its folder and its summary.
     """
-    with harness.open_run(NAME, config, options, label=_label(config), total=config.updates, unit="updates") as opened:
+    try:
+        dataset = load(config.data)
+    except ValueError as error:
+        raise harness.UserError(str(error)) from None
+    with harness.open_run(
+        NAME,
+        config,
+        options,
+        label=_label(config),
+        total=config.updates,
+        unit="updates",
+        data={"--data": of_dataset(dataset)},
+    ) as opened:
         if not opened.done:
-            _run(config, opened, None if free is None else load_trace(free))
+            _run(config, dataset, opened, None if free is None else load_trace(free))
         return opened.folder, opened.summary
 
 
@@ -289,9 +302,9 @@ def _network(config: Config, stream: Stream) -> Network:
     )
 
 
-def _run(config: Config, opened: harness.Run, free: Trace | None) -> None:
+def _run(config: Config, dataset: Dataset, opened: harness.Run, free: Trace | None) -> None:
     try:
-        stream = make_stream(config.stream, config.protocol, load(config.data))
+        stream = make_stream(config.stream, config.protocol, dataset)
     except ValueError as error:
         raise harness.UserError(str(error)) from None
     seeds = Seeds(config.seeds)

@@ -25,8 +25,8 @@ from envs.loaders.images import (
 )
 from envs.loaders.loader import WHOLE, Loader, Position, Share
 from envs.loaders.sequences import TextBatch, held_out_sequences, tokenize, training_sequences
-from envs.loaders.streamed import first_documents, open_stream, training_stream
-from envs.loaders.text import Corpus, fingerprint, load_text
+from envs.loaders.streamed import first_documents, open_stream, stream_fingerprint, training_stream
+from envs.loaders.text import Corpus, fingerprint, load_text, unread_files
 from envs.loaders.tokens import Tokenizer, byte_tokenizer, load_bpe, train_bpe
 
 __all__ = [
@@ -58,10 +58,12 @@ __all__ = [
     "normalize",
     "open_stream",
     "statistics",
+    "stream_fingerprint",
     "tokenize",
     "train_bpe",
     "training_image_files",
     "training_images",
     "training_sequences",
     "training_stream",
+    "unread_files",
 ]

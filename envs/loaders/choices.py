@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from envs.datasets import DatasetMissing, data_folder
 from envs.loaders.text import json_lines
+from envs.reading import BadFile, content, reading
 
 
 class Question(NamedTuple):
@@ -112,27 +113,29 @@ def load_questions(form: str, path: Path | None = None, labels: Path | None = No
     asked = []
     for number, value in json_lines(path):
         if missing := [key for key in keys if not isinstance(value.get(key), str)]:
-            raise ValueError(f"{path}: line {number} has no text {missing[0]!r}, which {form} must have")
+            raise BadFile(f"{path}: line {number} has no text {missing[0]!r}, which {form} must have")
+        with reading(path, f"line {number} has half of a surrogate pair"):
+            "".join(value[key] for key in keys).encode()
         try:
             asked.append(ask(*(value[key] for key in keys)))
         except ValueError as error:
-            raise ValueError(f"{path}: line {number}: {error}") from error
+            raise BadFile(f"{path}: line {number}: {error}") from error
     if not asked:
-        raise ValueError(f"{path}: no questions")
+        raise BadFile(f"{path}: no questions")
     if first_label is None:
         return [Question(context, choices, 0) for context, choices in asked]
-    answers = _labels(labels or path.with_name(f"{path.stem}-labels.lst"), first_label, len(asked[0][1]))
+    labels = labels or path.with_name(f"{path.stem}-labels.lst")
+    answers = _labels(labels, first_label, len(asked[0][1]))
     if len(answers) != len(asked):
-        raise ValueError(f"{path}: {len(asked)} questions but {len(answers)} labels")
+        raise BadFile(f"{path}: {len(asked)} questions but {len(answers)} labels in {labels.name}")
     return [Question(context, choices, answer) for (context, choices), answer in zip(asked, answers, strict=True)]
 
 
 def _labels(path: Path, first: int, choices: int) -> list[int]:
-    try:
-        lines = path.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read ({error})") from error
+    found = content(path)
+    with reading(path, "can't be read"):
+        lines = found.decode().split()
     allowed = {str(first + i): i for i in range(choices)}
     if wrong := next(((number, line) for number, line in enumerate(lines, 1) if line not in allowed), None):
-        raise ValueError(f"{path}: line {wrong[0]} is {wrong[1]!r}, must be one of {', '.join(allowed)}")
+        raise BadFile(f"{path}: line {wrong[0]} is {wrong[1]!r}, must be one of {', '.join(allowed)}")
     return [allowed[line] for line in lines]

@@ -1,16 +1,19 @@
 """ImageNet, or images of one's own, from files: a folder for each class, or Parquet as Hugging Face stores images.
 
-    root/train/<class>/<any name>.JPEG      root/val/<class>/...
-    root/[data/]train-*.parquet             root/[data/]validation-*.parquet
+    root/train/<class>/[<folders>/]<any name>.JPEG    root/val/<class>/...
+    root/[data/]train-*.parquet                       root/[data/]validation-*.parquet
 
 A class's number is its place among the names of the folders, in order; Parquet files have numbers in them, in the
-column `label`, and the encoded image in `image.bytes`. The held-out split is called val, validation or test.
+column `label`, and the encoded image in `image.bytes`. The held-out split is called val, validation or test. Whatever
+a file is called, it must be JPEG, PNG, WebP or BMP: the other decoders of PIL are never asked, one of which would hand
+the file to another program.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from envs.datasets import DatasetMissing, data_folder
+from envs.datasets import DatasetMissing, check_highest_label, data_folder
+from envs.fingerprints import of_arrays, of_files, of_parts
+from envs.loaders import parquet
+from envs.loaders.files import files_below
 from envs.loaders.images import ImageBatch
 from envs.loaders.loader import (
     AUGMENTATION,
@@ -34,11 +40,16 @@ from envs.loaders.loader import (
     in_turn,
     one_pass,
 )
+from envs.reading import BadFile, content, reading
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 HELD_OUT = ("val", "validation", "test")
 BLOCK_ROWS = 64
 WINDOW_BLOCKS = 16
+LONGEST_STRIP = 100
+"""An image that is longer than so many times its width is cut before it is scaled; a strip of a pixel would fill all
+memory."""
 
 
 class ImageFiles(NamedTuple):
@@ -62,11 +73,15 @@ class ImageSplits(NamedTuple):
         train: the images to train on.
         held_out: those to evaluate on.
         classes: how many there are.
+        fingerprint: of the files: see `envs.fingerprints.of_files`; of Parquet the labels besides.
+        unread: files in the folders of classes that are no images by their names.
     """
 
     train: ImageFiles
     held_out: ImageFiles
     classes: int
+    fingerprint: str
+    unread: tuple[Path, ...] = ()
 
 
 def find_images(root: Path | None = None) -> tuple[list[Path], list[Path]]:
@@ -104,22 +119,30 @@ def load_image_files(root: Path | None = None) -> ImageSplits:
 
     Raises:
         DatasetMissing: nothing is there; see `find_images`.
-        ValueError: a split without images, a class to evaluate on that is not trained on, or a Parquet file with other
-            columns.
+        BadFile: a split or a class to train on without images, a class to evaluate on that is not trained on, or a
+            Parquet file with other columns.
     """
     train, held_out = find_images(root)
     if train[0].is_dir():
         classes = _classes(train[0])
-        return ImageSplits(_folder(train[0], classes), _folder(held_out[0], classes), len(classes))
-    splits = ImageSplits(_parquet(train), _parquet(held_out), 0)
-    highest = int(splits.train.labels.max())
-    for files, labels in ((train, splits.train.labels), (held_out, splits.held_out.labels)):
+        (images, others), (test_images, test_others) = (_in_classes(split[0], classes) for split in (train, held_out))
+        if empty := [name for name, paths in zip(classes, images, strict=True) if not paths]:
+            raise BadFile(f"{train[0] / empty[0]}: no images ({', '.join(SUFFIXES)}) in the folder of a class")
+        splits = (train[0], images), (held_out[0], test_images)
+        told = of_parts(of_files(folder, list(itertools.chain(*paths))).encode() for folder, paths in splits)
+        return ImageSplits(_folder(images), _folder(test_images), len(classes), told, (*others, *test_others))
+    to_train, to_test = _parquet(train), _parquet(held_out)
+    highest = int(to_train.labels.max())
+    check_highest_label(f"{train[0]} and its like", highest, len(to_train.labels))
+    for files, labels in ((train, to_train.labels), (held_out, to_test.labels)):
         if labels.min() < 0 or labels.max() > highest:
-            raise ValueError(
+            raise BadFile(
                 f"{files[0]} and its like: labels go from {labels.min()} to {labels.max()}, must lie in 0 to "
                 f"{highest}, the highest to train on"
             )
-    return splits._replace(classes=highest + 1)
+    told = [of_files(files[0].parent, files) for files in (train, held_out)]
+    told += [of_arrays((to_train.labels, to_test.labels))]
+    return ImageSplits(to_train, to_test, highest + 1, of_parts(part.encode() for part in told))
 
 
 def training_image_files(
@@ -183,6 +206,10 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, in
 
 def middle(image: Any, size: int) -> Any:
     """An image of PIL, scaled so that its shorter side is 8/7 of `size`, and the square of that size in its middle."""
+    longest = LONGEST_STRIP * min(image.size)
+    if max(image.size) > longest:
+        left, top = (max(0, side - longest) // 2 for side in image.size)
+        image = image.crop((left, top, left + min(image.size[0], longest), top + min(image.size[1], longest)))
     shorter = round(size * 8 / 7)
     scale = shorter / min(image.size)
     scaled = image.resize([max(shorter, int(side * scale)) for side in image.size], _bilinear())
@@ -209,15 +236,16 @@ def _held_out_batch(files: ImageFiles, batch_size: int, share: Share, size: int,
 
 
 def _decoded(files: ImageFiles, number: int) -> Any:
-    content, name = files.read(number)
+    encoded, name = files.read(number)
     pil = extra("PIL.Image", "decoding images")
-    try:
-        image = pil.open(io.BytesIO(content))
+    with reading(name, "damaged, or no image"):
+        try:
+            image = pil.open(io.BytesIO(encoded), formats=FORMATS)
+        except pil.UnidentifiedImageError:
+            raise ValueError(f"neither {', '.join(FORMATS)}") from None
         if image.mode.startswith(("I", "F")):  # which `convert` would cut off at 255
             raise ValueError(f"its mode is {image.mode}, must have 8 bits a channel")
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:  # what PIL raises
-        raise ValueError(f"{name}: damaged, or no image ({error})") from error
 
 
 def _bilinear() -> Any:
@@ -228,20 +256,26 @@ def _classes(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _folder(folder: Path, classes: list[str]) -> ImageFiles:
+def _in_classes(folder: Path, classes: list[str]) -> tuple[list[list[Path]], list[Path]]:
+    """The images of each class, wherever they are below its folder, in order; and all that are no images by name."""
     here = _classes(folder)
     if unknown := sorted(set(here) - set(classes)):
-        raise ValueError(f"{folder}: the class {unknown[0]} has no folder among those to train on")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        inside = (folder / name).iterdir() if name in here else ()
-        found = sorted(path for path in inside if path.suffix.lower() in SUFFIXES)
-        paths += [str(path) for path in found]
-        labels += [label] * len(found)
-    if not paths:
-        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in folders, one for each class")
+        raise BadFile(f"{folder}: the class {unknown[0]} has no folder among those to train on")
+    images, others = [], []
+    for name in classes:
+        inside = files_below(folder / name) if name in here else []
+        images.append([path for path in inside if path.suffix.lower() in SUFFIXES])
+        others += [path for path in inside if path.suffix.lower() not in SUFFIXES]
+    if not any(images):
+        raise BadFile(f"{folder}: no images ({', '.join(SUFFIXES)}) in folders, one for each class")
+    return images, others
+
+
+def _folder(images: list[list[Path]]) -> ImageFiles:
+    paths = [str(path) for of_class in images for path in of_class]
+    labels = np.repeat(np.arange(len(images), dtype=np.int32), [len(of_class) for of_class in images])
     order = functools.partial(_any_order, len(paths))
-    return ImageFiles(np.array(labels, np.int32), functools.partial(_read_file, paths), order)
+    return ImageFiles(labels, functools.partial(_read_file, paths), order)
 
 
 def _any_order(examples: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
@@ -249,23 +283,11 @@ def _any_order(examples: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
 
 
 def _read_file(paths: list[str], number: int) -> tuple[bytes, str]:
-    return Path(paths[number]).read_bytes(), paths[number]
+    return content(Path(paths[number])), paths[number]
 
 
 def _parquet(files: list[Path]) -> ImageFiles:
-    import polars as pl
-
-    labels = []
-    for file in files:
-        try:
-            schema = pl.read_parquet_schema(file)
-            pictures = schema.get("image")
-            fields = {field.name for field in pictures.fields} if isinstance(pictures, pl.Struct) else set()
-            if "bytes" not in fields or "label" not in schema:
-                raise ValueError(f"it has {dict(schema)}, must have image: struct with bytes, and label")
-            labels.append(pl.read_parquet(file, columns=["label"])["label"].to_numpy().astype(np.int32))
-        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-            raise ValueError(f"{file}: not Parquet with images and labels ({error})") from error
+    labels = [_labels(file) for file in files]
     rows = [len(part) for part in labels]
     # (file, first row, rows) of each block, and the number of its first image.
     blocks = [
@@ -274,7 +296,7 @@ def _parquet(files: list[Path]) -> ImageFiles:
         for first in range(0, count, BLOCK_ROWS)
     ]
     if not blocks:
-        raise ValueError(f"{files[0]}: no images")
+        raise BadFile(f"{files[0]}: no images")
     starts = np.cumsum([0, *(count for _, _, count in blocks)])
     return ImageFiles(
         np.concatenate(labels),
@@ -287,16 +309,41 @@ def _read_row(blocks: list[tuple[str, int, int]], starts: np.ndarray, number: in
     block = int(np.searchsorted(starts, number, side="right")) - 1
     file, first, _ = blocks[block]
     row = number - int(starts[block])
-    content = _block(*blocks[block])[row]
-    return content or b"", f"{file}: row {first + row}"
+    found = _block(*blocks[block])[row]
+    return found or b"", f"{file}: row {first + row}"
+
+
+def _labels(file: Path) -> Int32[np.ndarray, " rows"]:
+    """The labels of a Parquet file: a whole number for each row."""
+    import polars as pl
+
+    with reading(file, "not Parquet with images and labels"):
+        schema = parquet.schema_of(file)
+        pictures, kind = schema.get("image"), schema.get("label")
+        fields = {field.name: field.dtype for field in pictures.fields} if isinstance(pictures, pl.Struct) else {}
+        if fields.get("bytes") != pl.Binary or kind is None:
+            raise ValueError(f"it has {schema}, must have image: struct with bytes (Binary), and label")
+        if not kind.is_integer():
+            raise ValueError(f"its labels are {kind}, must be whole numbers")
+        labels = parquet.column_of(file, "label")
+        if labels.null_count():
+            raise ValueError(f"row {labels.is_null().arg_max()} has no label")
+        narrow = labels.cast(pl.Int32, strict=False)  # null where it does not fit
+        if narrow.null_count():
+            row = narrow.is_null().arg_true()[0]
+            raise ValueError(f"row {row} has the label {labels[row]}, beyond 32 bits")
+        return narrow.to_numpy()
 
 
 @functools.lru_cache(maxsize=WINDOW_BLOCKS)
 def _block(file: str, first: int, rows: int) -> list[bytes | None]:
     import polars as pl
 
-    part = pl.scan_parquet(file).slice(first, rows)
-    return part.select(pl.col("image").struct.field("bytes")).collect()["bytes"].to_list()
+    with reading(file, f"damaged in rows {first} to {first + rows - 1}"):
+        found = parquet.rows_between(Path(file), pl.col("image").struct.field("bytes"), first, rows)
+        if len(found) != rows:
+            raise ValueError(f"only {len(found)} of them are there")
+        return found
 
 
 @functools.lru_cache(maxsize=4)

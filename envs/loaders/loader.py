@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +190,9 @@ def _in_workers(batch_at: Callable[[int], Any], steps: range, workers: int) -> G
     ahead = grain.MultiprocessingOptions(num_workers=min(workers, len(steps)), per_worker_buffer_size=2)
     iterator = iter(numbers.mp_prefetch(ahead, worker_init_fn=_stay_with_parent))
     try:
-        # Workers begin with these signals blocked: one that came before `_stay_with_parent` would end them.
+        # Workers begin with these signals blocked: one that came before `_stay_with_parent` would end them. Python's
+        # tracker of shared memory, where it starts with the first of them, would unblock them for all.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
             first = next(iterator)  # which starts them all

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from envs.loaders.loader import WHOLE, Loader, Share, drawn, endless, epoch_order, in_turn, one_pass
-from envs.loaders.tokens import Tokenizer
+from envs.loaders.tokens import Tokenizer, encoded
 
 
 class TextBatch(NamedTuple):
@@ -35,7 +35,7 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Integer[np.ndarr
     """All documents in a row, a separator before each and one at the end; uint16 where that is enough, else int32."""
     dtype = np.uint16 if tokenizer.vocabulary <= 1 << 16 else np.int32
     separator = np.array([tokenizer.separator], dtype)
-    parts = [part.astype(dtype) for part in tokenizer.encode(documents)]
+    parts = [part.astype(dtype) for part in encoded(tokenizer, documents)]
     return np.concatenate([piece for part in parts for piece in (separator, part)] + [separator])
 
 

@@ -1,4 +1,4 @@
-"""Text that is too much to keep: C4 and others, streamed by Hugging Face's `datasets` and tokenized on the way.
+"""Text that is too much to keep: files, or C4 and others by Hugging Face's `datasets`, tokenized on the way.
 
 The stream is a list of shards (files). An epoch goes through all of them, in a random order; documents are packed
 without a gap, from one epoch into the next; and what is packed is shuffled within windows of a few batches. A position
@@ -20,14 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from envs.fingerprints import of_files, of_parts
 from envs.loaders.loader import SHARDS, WHOLE, WINDOW, Loader, Position, Share, extra
 from envs.loaders.sequences import cut
+from envs.loaders.shards import LocalShards, find_shards
 from envs.loaders.text import COLUMN
-from envs.loaders.tokens import Tokenizer
+from envs.loaders.tokens import Tokenizer, encoded
+from envs.reading import BadFile, reading
 
 _SHORT = {"c4": "allenai/c4:en"}
 _SAVED_SHARDS = 64
 _DOCUMENTS_AT_ONCE = 64
+_FINGERPRINTED = 16
 
 
 class Place(NamedTuple):
@@ -53,36 +57,52 @@ def open_stream(name: str, split: str = "train") -> Any:
     """Opens a data set with a column "text".
 
     Args:
-        name: "c4"; any other of the Hugging Face Hub, as "owner/name" or "owner/name:configuration"; a folder of JSONL
-            or Parquet files called train-... and validation-...; or one that `save_to_disk` of `datasets` made.
+        name: "c4"; any other of the Hugging Face Hub, as "owner/name" or "owner/name:configuration"; a folder of files
+            of JSON lines or Parquet called train-... and validation-..., which are read here; or one that
+            `save_to_disk` of `datasets` made.
         split: "train" or "validation".
 
     Returns:
-        A `datasets.IterableDataset`.
+        A `datasets.IterableDataset`, or `envs.loaders.shards.LocalShards`, which is used like one.
 
     Raises:
         ValueError: `datasets` is not installed, or the data set can't be opened, as without a network.
     """
+    wrong = f"its split {split} can't be opened"
+    path, _, configuration = (name, "", "") if _is_folder(name) else _SHORT.get(name, name).partition(":")
+    saved = any((Path(path) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+    if _is_folder(name) and not saved:
+        with reading(name, wrong):
+            shards = find_shards(Path(path), split)
+        if shards is not None:
+            return shards
     library = extra("datasets", f"streaming {name}")
-    path, _, configuration = _SHORT.get(name, name).partition(":")
-    try:
-        if any((Path(path) / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-            saved = library.load_from_disk(path)
-            if isinstance(saved, dict):
-                saved = saved[split]
+    with reading(name, wrong):
+        if saved:
+            there = library.load_from_disk(path)
+            if isinstance(there, dict):
+                there = there[split]
             elif split != "train":
                 raise ValueError("it was saved without splits; save a DatasetDict with train and validation")
-            if not len(saved):
+            if not len(there):
                 raise ValueError("it is empty")
-            return saved.to_iterable_dataset(num_shards=min(_SAVED_SHARDS, len(saved)))
+            return there.to_iterable_dataset(num_shards=min(_SAVED_SHARDS, len(there)))
         return library.load_dataset(path, configuration or None, split=split, streaming=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: its split {split} can't be opened ({' '.join(str(error).split())})") from error
+
+
+def stream_fingerprint(stream: Any) -> str:
+    """SHA-256 of what can be told of a stream without reading it: its number of shards and its first documents.
+
+    Of files on this machine, their names, sizes and parts of their contents besides; see `envs.fingerprints.of_files`.
+    """
+    first = [str(stream.num_shards), *first_documents(stream, _FINGERPRINTED)]
+    files = [of_files(stream.files[0].parent, stream.files)] if isinstance(stream, LocalShards) else []
+    return of_parts(part.encode() for part in (*files, *first))
 
 
 def first_documents(stream: Any, count: int) -> list[str]:
     """The first documents of a stream, as of a validation split that is too long to be used whole."""
-    return [text for text in _texts(stream.take(count)) if text is not None]
+    return [text for text in _texts(stream.take(count), "the stream") if text is not None]
 
 
 def training_stream(
@@ -147,17 +167,18 @@ def _documents(stream: Any, tokenizer: Tokenizer, seed: int, start: Place) -> It
         for shard in range(place.shard, len(order)):
             texts = stream.shard(num_shards=len(order), index=int(order[shard]))
             first = place.document
-            every = enumerate(_texts(texts.skip(first) if first else texts), first)
+            where = f"the stream: shard {int(order[shard])}"
+            every = enumerate(_texts(texts.skip(first) if first else texts, where), first)
             numbered = ((number, text) for number, text in every if text is not None)
             while some := list(itertools.islice(numbered, _DOCUMENTS_AT_ONCE)):
                 found = True
-                for (number, _), tokens in zip(some, tokenizer.encode([text for _, text in some]), strict=True):
+                for (number, _), tokens in zip(some, encoded(tokenizer, [text for _, text in some]), strict=True):
                     whole = np.concatenate([[tokenizer.separator], tokens]).astype(np.int32)
                     skipped = place.token if number == first else 0
                     yield Place(epoch, shard, number, skipped), whole[skipped:]
             place = Place(epoch, shard + 1)
         if not found:
-            raise ValueError("the stream has no documents")
+            raise BadFile("the stream has no documents")
         place = Place(epoch + 1)
 
 
@@ -181,10 +202,20 @@ def _windows(
         count += len(tokens)
 
 
-def _texts(rows: Iterable[dict]) -> Iterator[str | None]:
+def _texts(rows: Iterable[dict], where: str) -> Iterator[str | None]:
     """The documents' texts; None for a null, which other readers pass over, too."""
-    for row in rows:
+    with reading(where, "it can't be read"):
+        remaining = iter(rows)
+    while True:
+        with reading(where, "a document can't be read"):
+            row = next(remaining, None)
+        if row is None:
+            return
         value = row.get(COLUMN, ...)
         if not isinstance(value, str | None):
-            raise ValueError(f"a document has no text {COLUMN!r}; it has {', '.join(row) or 'nothing'}")
+            raise BadFile(f"{where}: a document has no text {COLUMN!r}; it has {', '.join(row) or 'nothing'}")
         yield value
+
+
+def _is_folder(name: str) -> bool:
+    return name not in _SHORT and Path(name).is_dir()

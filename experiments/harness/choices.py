@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from envs.loaders import FORMS, Question, Tokenizer, load_questions
+from envs.loaders.tokens import encoded
 from experiments.harness.errors import UserError, unknown
 
 _ROWS = 16
@@ -96,8 +97,8 @@ def _rows(
     """Inputs and targets, [16, length], filled up; and which targets are of a choice. Rows that fill up have none."""
     inputs = np.full((_ROWS, length), tokenizer.separator, np.int32)
     targets, counted = inputs.copy(), np.zeros((_ROWS, length), np.float32)
-    contexts = tokenizer.encode([context for context, _ in asked])
-    choices = tokenizer.encode([choice for _, choice in asked])
+    contexts = encoded(tokenizer, [context for context, _ in asked])
+    choices = encoded(tokenizer, [choice for _, choice in asked])
     for row, (context, choice) in enumerate(zip(contexts, choices, strict=True)):
         tokens = np.concatenate([[tokenizer.separator], context, choice]).astype(np.int32)[-length - 1 :]
         inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]

@@ -1,13 +1,12 @@
 """How much memory there is, so that a run that can't fit is refused before it starts."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from envs.memory import host_bytes
 from experiments.harness.errors import UserError
 
 
@@ -22,7 +21,7 @@ def available_bytes(device: jax.Device) -> int | None:
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
     if device.platform == "cpu":
-        return _host_bytes()
+        return host_bytes()
     return None
 
 
@@ -39,36 +38,3 @@ def require_memory(parts: Mapping[str, int], device: jax.Device, remedy: str) ->
         raise UserError(f"{each}: they need {there}; {remedy}")
     free = "" if available is None else f", of {available / 1e9:.2f} GB free"
     return f"memory: {each}{free} on {device}"
-
-
-def _host_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What Linux says can be had without swapping, within the control groups' limits (a container's or SLURM job's)."""
-    try:
-        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return None
-    return min([available, *_left_by_groups(proc, groups)])
-
-
-def _left_by_groups(proc: Path, groups: Path) -> Iterator[int]:
-    """What this process's control group leaves, and each one around it: those that tell, of either version."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, names, prefix = groups, ("memory.max", "memory.current"), ""
-        elif "memory" in controllers.split(","):
-            root, names, prefix = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"
-        else:
-            continue
-        inside = Path(path.lstrip("/"))
-        for level in (inside, *inside.parents):
-            with contextlib.suppress(OSError, KeyError, ValueError):  # no limit ("max"), or a path from outside
-                limit, used = (int((root / level / name).read_text()) for name in names)
-                stat = dict(line.split() for line in (root / level / "memory.stat").read_text().splitlines())
-                # Files that were written or read lately count as used, but give way: a checkpoint, for one.
-                yield limit - used + sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("inactive", "active"))

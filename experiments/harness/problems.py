@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,9 +13,11 @@ import numpy as np
 from flax import nnx
 
 from envs.datasets import default_name, load
-from envs.loaders import byte_tokenizer, load_text, tokenize
+from envs.fingerprints import of_dataset
+from envs.loaders import byte_tokenizer, fingerprint, load_text, tokenize, unread_files
 from envs.loaders.sequences import cut
 from envs.loaders.text import STANDARD_LIBRARY
+from experiments.harness.data import refused, say_unread
 from experiments.harness.errors import UserError
 from nap.layers import Output, identity
 from nap.networks import MLP, Network, as_functions
@@ -75,6 +77,7 @@ class Task(NamedTuple):
         scored: at most so many examples of each part are scored.
         network: (method) -> the functions of its network.
         prepared: (x) -> what the network takes.
+        fingerprints: of what the data come from, by the option that names it.
     """
 
     data: Data
@@ -82,6 +85,7 @@ class Task(NamedTuple):
     scored: int
     network: Callable[[Method], Network]
     prepared: Callable[[jax.Array], jax.Array]
+    fingerprints: Mapping[str, str]
 
 
 def load_problem(problem: Problem) -> tuple[Problem, Task]:
@@ -131,6 +135,7 @@ def _images(problem: Problem) -> Task:
         dataset = load(problem.data)
     except ValueError as error:
         raise UserError(str(error)) from None
+    told = {"--data": of_dataset(dataset)}
     inputs, classes = math.prod(dataset.images.shape[1:]), dataset.classes
 
     def make(method: Method, rngs: nnx.Rngs) -> Any:
@@ -141,7 +146,7 @@ def _images(problem: Problem) -> Task:
 
     data = Data(dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
     network = _network_of(make)
-    return Task(data, classes, MOST_SCORED["images"], network, lambda x: x.astype(jnp.float32) / 255)
+    return Task(data, classes, MOST_SCORED["images"], network, lambda x: x.astype(jnp.float32) / 255, told)
 
 
 def _text(problem: Problem) -> Task:
@@ -151,8 +156,9 @@ def _text(problem: Problem) -> Task:
     tokenizer = byte_tokenizer()
     try:
         corpus = load_text(problem.data)
+        say_unread("--data", problem.data, unread_files(problem.data))
     except ValueError as error:
-        raise UserError(f"--data {error}") from None
+        raise refused("--data", problem.data, error) from None
     parts = [_sequences(tokenize(part, tokenizer)) for part in corpus]
     if not all(len(x) for x, _ in parts):
         raise UserError(f"--data {problem.data}: a sequence of {CONTEXT} bytes is needed in both parts of the text")
@@ -173,7 +179,8 @@ def _text(problem: Problem) -> Task:
 
     (x, y), (test_x, test_y) = parts
     data = Data(x[:MOST_SEQUENCES], y[:MOST_SEQUENCES], test_x, test_y)
-    return Task(data, tokenizer.vocabulary, MOST_SCORED["text"], _network_of(make), identity)
+    told = {"--data": fingerprint((*corpus.documents, *corpus.held_out))}
+    return Task(data, tokenizer.vocabulary, MOST_SCORED["text"], _network_of(make), identity, told)
 
 
 def _sequences(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,10 +29,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from envs.reading import BadFile
 from experiments.harness import folder as files
 from experiments.harness.checkpoint import Checkpoints
 from experiments.harness.command_line import RunOptions
-from experiments.harness.errors import Interrupted, NonFinite, writing
+from experiments.harness.errors import Interrupted, NonFinite, UserError, writing
 from experiments.harness.held import locked
 from experiments.harness.identity import config_hash, folder_name, kind_of_numbers, plain, settings, software
 from experiments.harness.interrupt import InterruptFlag
@@ -257,6 +258,18 @@ class Run:
         if self.save_due(math.inf):
             self.save(iteration, state())
             self.check_interrupted()
+
+    @contextlib.contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """Ends the run in a line where data that are read inside turn out to be damaged; nothing that is saved is lost.
+
+        Raises:
+            UserError: `envs.reading.BadFile` was raised inside.
+        """
+        try:
+            yield
+        except BadFile as error:
+            raise UserError(f"{error}; {self._what_is_saved()}") from error
 
     def check_finite(self, name: str, value: Any, *, updates: int) -> None:
         """Ends the run when a number is NaN or infinite. Call it before `save`, so that no such state is saved.

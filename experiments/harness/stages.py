@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.harness.command_line import RunOptions
@@ -14,10 +14,17 @@ SAVE_SECONDS = 30.0
 
 
 def trace_of(
-    experiment: str, config: Any, options: RunOptions, run: Callable[[Run], None], *, label: str, stages: int
+    experiment: str,
+    config: Any,
+    options: RunOptions,
+    run: Callable[[Run], None],
+    *,
+    label: str,
+    stages: int,
+    data: Mapping[str, str],
 ) -> Trace:
     """The trace of a run, which `run` leaves and finishes, from the beginning or from where it was left."""
-    with open_run(experiment, config, options, label=label, total=stages, unit="stages") as opened:
+    with open_run(experiment, config, options, label=label, total=stages, unit="stages", data=data) as opened:
         if not opened.done:
             run(opened)
         return load_trace(opened.folder)

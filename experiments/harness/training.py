@@ -12,6 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -74,11 +75,13 @@ class Data(NamedTuple):
         train: batches without an end.
         held_out: one pass; with weights, so that each example counts once.
         unit: what a batch's weights count: "examples" or "tokens".
+        fingerprints: of what they come from, by the option that names it.
     """
 
     train: Loader
     held_out: Loader
     unit: str
+    fingerprints: Mapping[str, str] = MappingProxyType({})
 
 
 class Compiled(NamedTuple):
@@ -195,14 +198,19 @@ def run_to_end(
 
     Returns:
         The run's folder.
+
+    Raises:
+        UserError: data turn out to be damaged where they are read; what is saved by then stays.
     """
-    with open_run(name, config, options, label=label, total=config.updates, unit="updates") as opened:
+    extent: dict[str, Any] = {"total": config.updates, "unit": "updates"}
+    with open_run(name, config, options, label=label, data=data.fingerprints, **extent) as opened:
         if not opened.done:
             learner = learner_of(task, config)
             if counted is not None:
                 learner = learner._replace(forward=learner_of(task._replace(network=counted), config).forward)
-            state, last = train(opened, learner, data, config, options)
-            opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
+            with opened.reading_data():
+                state, last = train(opened, learner, data, config, options)
+                opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
         summary = opened.summary
         if writes():
             numbers = {of: value for of, value in summary.items() if not isinstance(value, str)}

@@ -181,7 +181,8 @@ def _label(config: Config) -> str:
 
 def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
     train = functools.partial(_train, config, task)
-    return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
+    stages, data = 1 + len(SCHEDULES), task.fingerprints
+    return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
 def _train(config: Config, task: Task, opened: harness.Run) -> None:

@@ -198,7 +198,8 @@ def _label(config: Config) -> str:
 def _run(config: Config, options: Options, task: Task) -> Trace:
     """The logged run of a method and those by schedule."""
     train = functools.partial(_train, config, task)
-    return trace_of(NAME, config, options, train, label=_label(config), stages=1 + len(SCHEDULES))
+    stages, data = 1 + len(SCHEDULES), task.fingerprints
+    return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
 def _train(config: Config, task: Task, opened: harness.Run) -> None:

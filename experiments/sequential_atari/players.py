@@ -22,9 +22,9 @@ from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.agent import Span, build, network_of, optimizer_of
 from experiments.atari.config import FRAME_SKIP, STACK
-from experiments.harness.checkpoint import is_key
 from experiments.harness.rivals import output_layers
 from experiments.harness.seeds import Seeds
+from experiments.harness.state_files import is_key
 from experiments.sequential_atari.config import Config, of_visit
 from nap import paths
 from nap.interventions.units import reset_entries

@@ -2,15 +2,16 @@
 
 import gzip
 import hashlib
-import io
-import pickle
-import tarfile
+import os
+import struct
+import zipfile
 
 import numpy as np
 import pytest
 
-from envs import datasets
+from envs import datasets, reading
 from envs.datasets import DatasetMissing, load
+from envs.reading import BadFile
 
 
 def idx(array):
@@ -33,8 +34,15 @@ def no_data(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "_DEBIAN", tmp_path / "no-such-package")
 
 
+def publish(monkeypatch, folder):
+    """Makes what is in these files what was published."""
+    contents = {file: gzip.decompress((folder / file).read_bytes()) for file in datasets._FASHION_MNIST_FILES}
+    sums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+    monkeypatch.setattr(datasets, "_FASHION_MNIST_CONTENTS", sums)
+
+
 @pytest.fixture
-def fashion(rng, tmp_path):
+def fashion(rng, tmp_path, monkeypatch):
     """A folder with six training images and two test images, and the arrays that were written."""
     arrays = {
         "train-images-idx3-ubyte.gz": pictures(rng, 6, 28, 28),
@@ -46,6 +54,7 @@ def fashion(rng, tmp_path):
     folder.mkdir()
     for name, array in arrays.items():
         (folder / name).write_bytes(gzip.compress(idx(array)))
+    publish(monkeypatch, folder)
     return folder, list(arrays.values())
 
 
@@ -87,20 +96,40 @@ def test_a_root_is_the_only_place_that_is_looked_into(fashion, no_data, monkeypa
 def test_a_damaged_idx_file_is_named(fashion, no_data, damage):
     path = fashion[0] / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz: damaged"):
+    with pytest.raises(BadFile, match=r"t10k-images-idx3-ubyte\.gz: damaged"):
         load("fashion-mnist", root=fashion[0])
 
 
-def test_an_idx_file_whose_sizes_lie(fashion, no_data):
-    path = fashion[0] / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(idx(fashion[1][2])[:-1]))
-    with pytest.raises(ValueError, match="damaged, 1567 values for the shape"):
+def test_other_images_under_the_published_names_are_not_taken_for_them(fashion, no_data, rng):
+    path = fashion[0] / "train-images-idx3-ubyte.gz"  # as MNIST's own are called
+    path.write_bytes(gzip.compress(idx(pictures(rng, 6, 28, 28))))
+    with pytest.raises(BadFile, match=r"train-images-idx3-ubyte\.gz: .*not what was published \(SHA-256"):
         load("fashion-mnist", root=fashion[0])
 
 
-def test_images_and_labels_have_to_be_as_many(fashion, no_data):
+@pytest.mark.parametrize("content", [idx(np.zeros((2, 28, 28), np.uint8))[:-1], b"\x00\x00\x08", b"\x00\x00\x08\xff"])
+def test_an_idx_file_whose_sizes_lie(fashion, no_data, monkeypatch, content):
+    (fashion[0] / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    publish(monkeypatch, fashion[0])
+    with pytest.raises(BadFile, match=r"t10k-images-idx3-ubyte\.gz: damaged"):
+        load("fashion-mnist", root=fashion[0])
+
+
+def test_images_and_labels_have_to_be_as_many(fashion, no_data, monkeypatch):
     (fashion[0] / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(5, np.uint8))))
+    publish(monkeypatch, fashion[0])
     with pytest.raises(ValueError, match=r"training labels are uint8 of shape \(5,\), must be integers \[6\]"):
+        load("fashion-mnist", root=fashion[0])
+
+
+def test_more_is_unpacked_than_fits_into_memory(fashion, no_data, monkeypatch):
+    """Ten megabytes of gzip unpack to ten gigabytes: they are refused on the way, and never held."""
+    path = fashion[0] / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    monkeypatch.setattr(reading, "_BLOCK", 1 << 10)
+    monkeypatch.setattr(reading, "_UNASKED", 1 << 12)
+    monkeypatch.setattr(reading, "host_bytes", lambda: 1 << 14)
+    with pytest.raises(BadFile, match=r"train-images-idx3-ubyte\.gz: it needs .* GB of memory"):
         load("fashion-mnist", root=fashion[0])
 
 
@@ -177,89 +206,6 @@ def test_a_missing_package_is_named(monkeypatch, name, command):
         load(name)
 
 
-def cifar_batch(rng, n, key, classes):
-    """A batch as Python 2 and numpy 1 pickled it: text keys as bytes, and the module by its old name."""
-    batch = {b"data": pictures(rng, n, 3072), key: rng.integers(0, classes, n).tolist(), b"batch_label": b"made up"}
-    content = pickle.dumps(batch, protocol=3)
-    return batch, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-
-
-def cifar_tar(path, folder, contents):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
-@pytest.fixture
-def cifar10(rng):
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    batches = {name: cifar_batch(rng, 4, b"labels", 10) for name in names}
-    return [batch for batch, _ in batches.values()], {name: content for name, (_, content) in batches.items()}
-
-
-def test_cifar10_from_the_archive_and_from_its_folder(cifar10, no_data, monkeypatch, tmp_path):
-    batches, contents = cifar10
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    cifar_tar(archive, "cifar-10-batches-py", {"readme.html": b"hello", **contents})
-    dataset = load("cifar10", root=archive)
-    assert dataset.images.shape == (20, 32, 32, 3)
-    assert dataset.test_images.shape == (4, 32, 32, 3)
-    # Image 5 is the second batch's second; a row of 3072 bytes is the red plane, the green one, the blue one.
-    row = batches[1][b"data"][1]
-    assert dataset.images[5, 2, 7].tolist() == [row[2 * 32 + 7], row[1024 + 2 * 32 + 7], row[2048 + 2 * 32 + 7]]
-    np.testing.assert_array_equal(dataset.labels, np.concatenate([batch[b"labels"] for batch in batches[:5]]))
-    np.testing.assert_array_equal(dataset.test_labels, batches[5][b"labels"])
-
-    np.testing.assert_array_equal(load("cifar10", root=tmp_path).images, dataset.images)
-    monkeypatch.setenv("NAP_DATA", str(tmp_path / "unpacked"))
-    folder = tmp_path / "unpacked" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    np.testing.assert_array_equal(load("cifar10").images, dataset.images)
-    np.testing.assert_array_equal(load("cifar10", root=folder).images, dataset.images)
-
-
-def test_cifar100_has_the_fine_classes(rng, no_data, tmp_path):
-    train, train_content = cifar_batch(rng, 5, b"fine_labels", 100)
-    _, test_content = cifar_batch(rng, 3, b"fine_labels", 100)
-    cifar_tar(tmp_path / "cifar-100-python.tar.gz", "cifar-100-python", {"train": train_content, "test": test_content})
-    np.testing.assert_array_equal(load("cifar100", root=tmp_path).labels, train[b"fine_labels"])
-
-
-def test_cifar_with_something_wrong(cifar10, no_data, tmp_path):
-    _, contents = cifar10
-    with pytest.raises(DatasetMissing, match=r"curl -O https://.*/cifar-10-python\.tar\.gz"):
-        load("cifar10", root=tmp_path)
-    path = tmp_path / "cifar-10-python.tar.gz"
-    cifar_tar(path, "cifar-10-batches-py", {name: c for name, c in contents.items() if name != "data_batch_3"})
-    with pytest.raises(ValueError, match="member data_batch_3 is missing"):
-        load("cifar10", root=path)
-    cifar_tar(path, "cifar-10-batches-py", {**contents, "data_batch_2": contents["data_batch_2"][:50]})
-    with pytest.raises(ValueError, match="member data_batch_2 is damaged"):
-        load("cifar10", root=path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="not a whole tar archive"):
-        load("cifar10", root=path)
-
-
-class Malice:
-    def __reduce__(self):
-        return exec, ("import sys; sys.nap_was_here = True",)
-
-
-def test_a_pickle_that_would_run_code_does_not(cifar10, no_data, tmp_path):
-    import sys
-
-    evil = pickle.dumps({b"data": Malice()})
-    cifar_tar(tmp_path / "cifar-10-python.tar.gz", "cifar-10-batches-py", {**cifar10[1], "data_batch_1": evil})
-    with pytest.raises(ValueError, match=r"builtins\.exec has no place"):
-        load("cifar10", root=tmp_path)
-    assert not hasattr(sys, "nap_was_here")
-
-
 def test_npz_in_both_layouts(rng, no_data, monkeypatch, tmp_path):
     images, labels = pictures(rng, 10, 4, 5), np.arange(10) % 3
     np.savez(tmp_path / "keras.npz", x_train=images[:7], y_train=labels[:7, None], x_test=images[7:], y_test=labels[7:])
@@ -293,8 +239,84 @@ def test_npz_with_something_wrong(rng, no_data, tmp_path):
     with pytest.raises(ValueError, match="labels go down to -1"):
         load(str(path))
     np.savez(path, images=pictures(rng, 5, 4, 4), labels=np.zeros(4, int))
-    with pytest.raises(ValueError, match="5 images but 4 labels"):
+    with pytest.raises(ValueError, match="5 images but 4 labels") as told:
         load(str(path))
+    assert str(told.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("label", [1 << 31, (1 << 32) + 1, (1 << 63) + 1, 8])
+@pytest.mark.parametrize("part", ["y_train", "y_test"])
+def test_a_label_beyond_32_bits_or_the_number_of_images(rng, no_data, tmp_path, label, part):
+    """Taken as int32, 2^32 + 1 would be class 1."""
+    arrays = {"x_train": pictures(rng, 8, 4, 4), "y_train": np.arange(8), "x_test": pictures(rng, 2, 4, 4)}
+    arrays |= {"y_test": np.arange(2)}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    assert load(str(tmp_path / "mine.npz")).classes == 8
+    arrays[part] = arrays[part].astype(np.uint64)
+    arrays[part][1] = label
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(BadFile, match=rf"mine\.npz: labels go up to {label}, must be below 8"):
+        load(str(tmp_path / "mine.npz"))
+
+
+def npy(shape, dtype="|u1", version=(1, 0)):
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    size = struct.pack("<H" if version == (1, 0) else "<I", len(header) + 1)
+    return b"\x93NUMPY" + bytes(version) + size + header + b"\n"
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy("(1000, 100000, 100000)"),  # ten terabytes
+        npy("(5, 4, 4)")[:30],
+        npy("(5, 4, 4)", version=(3, 0)),
+        npy("(5, 4, 4)", "|O"),
+        npy("(-5, 4, 4)"),
+        npy("(" * 90),
+        npy("()"),
+        b"no array",
+        b"",
+    ],
+)
+def test_a_member_whose_header_lies(rng, no_data, tmp_path, member):
+    path = tmp_path / "mine.npz"
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        np.savez(path, labels=np.zeros(5, int))
+        with zipfile.ZipFile(path, "a", compression) as archive:
+            archive.writestr("images.npy", member)
+        with pytest.raises(BadFile, match=r"mine\.npz") as told:
+            load(str(path))
+        assert "\n" not in str(told.value)
+
+
+def test_a_member_that_is_encrypted_or_packed_by_what_is_unknown(rng, no_data, tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=pictures(rng, 5, 4, 4), labels=np.zeros(5, int))
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02")
+    for place, value in ((8, 1), (10, 77)):  # flags, method
+        changed = content.copy()
+        changed[first + place] = value
+        path.write_bytes(changed)
+        with pytest.raises(BadFile, match=r"mine\.npz: damaged"):
+            load(str(path))
+
+
+def test_a_large_array_is_refused_before_it_is_read(rng, no_data, monkeypatch, tmp_path):
+    np.savez(tmp_path / "mine.npz", images=pictures(rng, 5, 40, 40), labels=np.zeros(5, int))
+    monkeypatch.setattr(reading, "host_bytes", lambda: 15_999)  # two of 5 x 40 x 40 bytes
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(BadFile, match=r"mine\.npz: images\.npy: it needs"):
+        load(str(tmp_path / "mine.npz"))
+
+
+def test_a_pipe_is_no_file(no_data, tmp_path):
+    os.mkfifo(tmp_path / "mine.npz")
+    with pytest.raises(ValueError, match="no such file"):
+        load(str(tmp_path / "mine.npz"))
+    with pytest.raises(BadFile, match="a folder, a pipe or a device"):
+        reading.content(tmp_path / "mine.npz")
 
 
 def test_an_unknown_name_gets_the_nearest():

@@ -3,11 +3,13 @@
 import gzip
 import itertools
 import json
+import os
 
 import numpy as np
 import polars as pl
 import pytest
 
+from envs import reading
 from envs.loaders import (
     Share,
     byte_tokenizer,
@@ -15,10 +17,14 @@ from envs.loaders import (
     held_out_sequences,
     load_bpe,
     load_text,
+    text,
     tokenize,
     train_bpe,
     training_sequences,
+    unread_files,
 )
+from envs.loaders.tokens import Tokenizer
+from envs.reading import BadFile
 
 STRANGE = "héllo <|endoftext|>\r\n\t日本 \U0001f600"
 
@@ -71,6 +77,13 @@ def test_one_file_is_cut(tmp_path):
         ("a.jsonl", b'{"text": ' + b"[" * 200_000, "line 1 is not JSON"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.json.gz", b"\x1f\x8b\x08 and nothing", "can't be read"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": "y", "n": ' + b"9" * 5000 + b"}", r"a\.jsonl: line 3 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\xff', r"a\.jsonl: line 2 is not UTF-8"),
+        ("a.ndjson", b'{"text": 1}', r"a\.ndjson: line 1 has no text"),
+        ("a.rst", b"a text", r"a\.rst: files \.rst are not read; known are \.jsonl, "),
+        ("a.csv.gz", b"", r"a\.csv\.gz: files \.csv are not read"),
+        ("a.json.zst", b"", r"a\.json\.zst: packed as \.zst, which is not read"),
+        ("a.tgz", b"", r"a\.tgz: packed as \.tgz"),
         ("a.parquet", b"PAR1", "not Parquet with texts"),
         ("a.txt", b"", "there is no text to train on"),
         ("a.txt", b"x", "there is no text to train on"),
@@ -87,6 +100,75 @@ def test_marks_nulls_and_capitals(tmp_path):
     (tmp_path / "b.txt.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbfw"))
     corpus = load_text(str(tmp_path))
     assert sorted(corpus.documents + corpus.held_out) == ["w", "x", "y", "z"]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonlines", "a.NDJSON.gz"])
+def test_json_lines_under_any_of_their_names(tmp_path, name):
+    content = b'{"text": "a b"}\n{"text": "c d"}'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    corpus = load_text(str(tmp_path / name))
+    assert corpus.documents + corpus.held_out == ("a b", "c d")
+
+
+def test_documents_that_can_not_be_read_are_not_passed_over_beside_a_readme(tmp_path):
+    (tmp_path / "README.md").write_text("what the data are")
+    (tmp_path / "c4.json.zst").write_bytes(b"(\xb5/\xfd")
+    with pytest.raises(BadFile, match=r"c4\.json\.zst: packed as \.zst, which is not read"):
+        load_text(str(tmp_path))
+    (tmp_path / "c4.json.zst").rename(tmp_path / "c4.csv")
+    load_text(str(tmp_path))
+    assert unread_files(str(tmp_path)) == [tmp_path / "c4.csv"]
+    assert unread_files(str(tmp_path / "README.md")) == unread_files("stdlib") == []
+
+
+def test_what_is_hidden_is_not_trained_on(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text('{"text": "old"}')
+    (tmp_path / ".git" / "description.md").write_text("unnamed")
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}')
+    assert load_text(str(tmp_path)) == (("x",), ("y",))
+    assert unread_files(str(tmp_path)) == []
+    hidden = tmp_path / ".corpus"  # named itself, it is meant
+    (tmp_path / ".ipynb_checkpoints").rename(hidden)
+    (hidden / "b.txt").write_text("z")
+    assert load_text(str(hidden)) == (("old",), ("z",))
+
+
+def test_a_folder_that_can_not_be_listed_is_told(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("abcdefghijk")
+    (tmp_path / "b").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == str(tmp_path / "b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(BadFile, match=r"b: can't be read \(Permission denied\)"):
+        load_text(str(tmp_path))
+
+
+def test_a_packed_line_is_read_only_as_far_as_memory_goes(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"x" * 100_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"x" * 100_000))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"\n" * 100_000))
+    monkeypatch.setattr(reading, "_BLOCK", 1 << 8)
+    monkeypatch.setattr(reading, "_UNASKED", 1 << 10)
+    monkeypatch.setattr(reading, "host_bytes", lambda: 2000)
+    for name in ("a.jsonl.gz", "a.txt.gz", "b.jsonl.gz"):
+        with pytest.raises(BadFile, match=rf"{name}: it needs .* GB of memory"):
+            load_text(str(tmp_path / name))
+
+
+def test_many_rows_of_parquet_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_ROWS_AT_ONCE", 3)
+    path = tmp_path / "a[0].parquet"  # a name, not a pattern
+    pl.DataFrame({"text": [str(i) for i in range(8)] + [None]}).write_parquet(path, row_group_size=4)
+    (tmp_path / "a0.parquet").write_bytes(b"PAR1")
+    assert list(text.documents_of(path)) == [*map(str, range(8)), None]
 
 
 def test_nothing_there(tmp_path):
@@ -148,11 +230,72 @@ def test_what_is_no_tokenizer(bpe, tmp_path):
     _, path, _ = bpe
     with pytest.raises(ValueError, match="nearest: 257"):
         train_bpe(["a"], 256, tmp_path / "x.json")
-    with pytest.raises(ValueError, match="not a tokenizer"):
+    with pytest.raises(ValueError, match=r"x\.json: can't be read \(No such file"):
+        load_bpe(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"x\.json: not a tokenizer"):
         load_bpe(tmp_path / "x.json")
     (tmp_path / "x.json").write_text(path.read_text().replace("<|endoftext|>", "<|other|>"))
     with pytest.raises(ValueError, match=r"no token <\|endoftext\|>"):
         load_bpe(tmp_path / "x.json")
+
+
+def changed(path, change):
+    """Loads a tokenizer whose JSON has been changed."""
+    saved = json.loads(path.read_text())
+    change(saved)
+    path.write_text(json.dumps(saved))
+    return load_bpe(path)
+
+
+def test_a_text_that_spells_the_separator_is_letters_whatever_the_file_calls_it(bpe):
+    _, path, _ = bpe
+    tokenizer = changed(path, lambda saved: saved["added_tokens"][0].update(special=False, normalized=True))
+    (tokens,) = tokenizer.encode(["a<|endoftext|>b"])
+    assert tokenizer.separator not in tokens
+    assert tokenizer.decode(tokens.tolist()) == "a<|endoftext|>b"
+
+
+def test_a_separator_that_is_found_in_texts_is_refused(tmp_path):
+    library = pytest.importorskip("tokenizers", reason="the extra data is not installed")
+    words = library.Tokenizer(library.models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
+    words.save(str(tmp_path / "words.json"))
+    with pytest.raises(BadFile, match=r"words\.json: a text that spells <\|endoftext\|>"):
+        load_bpe(tmp_path / "words.json")
+
+
+def test_a_vocabulary_reaches_to_the_highest_number(bpe):
+    _, path, _ = bpe
+
+    def move(number):
+        def change(saved):
+            vocabulary = saved["model"]["vocab"]
+            vocabulary[max(vocabulary, key=vocabulary.get)] = number
+
+        return change
+
+    assert changed(path, move(999)).vocabulary == 1000
+    with pytest.raises(BadFile, match=r"bpe\.json: its 270 tokens have numbers up to 100000"):
+        changed(path, move(100_000))
+
+
+@pytest.mark.parametrize("token", [257, 70_000, -1])
+def test_a_token_beyond_the_vocabulary_is_no_other_one(token):
+    """Taken as uint16, 65,536 + 1 would be the token 1; an embedding would take it for its last one."""
+    wrong = Tokenizer(257, 256, lambda texts: [np.array([0, token]) for _ in texts], lambda tokens: "")
+    with pytest.raises(ValueError, match=rf"the token {token}, and has 257: 0 to 256"):
+        tokenize(["a"], wrong)
+
+
+def test_a_text_that_a_tokenizer_can_not_say(tmp_path):
+    library = pytest.importorskip("tokenizers", reason="the extra data is not installed")
+    words = library.Tokenizer(library.models.WordLevel({"a": 0}))
+    words.add_special_tokens(["<|endoftext|>"])
+    words.save(str(tmp_path / "words.json"))
+    tokenizer = load_bpe(tmp_path / "words.json")
+    assert tokenize(["a"], tokenizer).tolist() == [1, 0, 1]
+    with pytest.raises(BadFile, match=r"words\.json: it can't encode a text"):
+        tokenize(["b"], tokenizer)
 
 
 @pytest.fixture

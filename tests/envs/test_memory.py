@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import memory
+from envs import memory
 
 FREE = 60_000 * 1024
 NAMES = {
@@ -28,7 +28,7 @@ def machine(tmp_path: Path, own_groups: str, levels: dict[str, tuple[object, int
         own = "inactive_file 1\nactive_file 1\n" if prefix else ""
         sums = f"{prefix}inactive_file {cache - 10}\n{prefix}active_file 10\n"
         (groups / path / "memory.stat").write_text(f"anon 7\n{own}{sums}file {used}\n")
-    return memory._host_bytes(proc, groups)
+    return memory.host_bytes(proc, groups)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_the_tightest_control_group_counts_without_its_page_cache(own_groups, le
 
 
 def test_a_system_that_tells_nothing(tmp_path):
-    assert memory._host_bytes(tmp_path, tmp_path) is None
+    assert memory.host_bytes(tmp_path, tmp_path) is None
     (tmp_path / "meminfo").write_text("MemAvailable: 3 kB\n")
-    assert memory._host_bytes(tmp_path, tmp_path) == 3 * 1024
+    assert memory.host_bytes(tmp_path, tmp_path) == 3 * 1024
