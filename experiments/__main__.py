@@ -8,6 +8,7 @@ from typing import NoReturn
 from experiments.harness.allocator import keep_freed_memory
 from experiments.harness.catalogue import dispatch
 from experiments.harness.surroundings import delivered, surroundings
+from experiments.harness.watch import end_process
 
 
 def _stop_at_once(interrupt: BaseException | None) -> NoReturn:
@@ -32,4 +33,5 @@ if __name__ == "__main__":
         exit_code = delivered(dispatch(sys.argv[1:]))
     except KeyboardInterrupt as interrupt:
         _stop_at_once(interrupt)
+    end_process(exit_code)
     sys.exit(exit_code)

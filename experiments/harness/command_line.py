@@ -15,6 +15,7 @@ from experiments.harness.errors import NonFinite, UserError, unknown
 from experiments.harness.grid import axes
 from experiments.harness.identity import plain
 from experiments.harness.processes import in_first, join
+from experiments.harness.watch import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,13 @@ def run_command(
         )
         if isinstance(options, DeviceOptions):
             join(options.coordinator, options.processes, options.process)
-            ours = dict.fromkeys(_OF_A_PROCESS)
-            in_first(lambda: None, same={**plain(config), **plain(options), **ours})
         seeds = range(config.seed, config.seed + options.seeds)
-        return each_alone(functools.partial(study, dataclasses.replace(config, seed=seed), options) for seed in seeds)
+        with watched():
+            if isinstance(options, DeviceOptions):
+                ours = dict.fromkeys(_OF_A_PROCESS)
+                in_first(lambda: None, same={**plain(config), **plain(options), **ours})
+            runs = (functools.partial(study, dataclasses.replace(config, seed=seed), options) for seed in seeds)
+            return each_alone(runs)
 
     return exit_code_of(run_all_seeds)
 
