@@ -119,7 +119,8 @@ _FASHION_MNIST_CONTENTS: Mapping[str, str] = MappingProxyType(
 
 def data_folder() -> Path | None:
     """The folder that the environment variable NAP_DATA names, if it is set."""
-    return Path(os.environ["NAP_DATA"]).expanduser() if os.environ.get("NAP_DATA") else None
+    folder = os.path.expanduser(os.environ.get("NAP_DATA", ""))  # not Path's: a home that nobody knows stays as it is
+    return Path(folder) if folder else None
 
 
 def _fashion_mnist_folder(root: Path | None) -> Path | None:

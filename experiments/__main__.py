@@ -3,20 +3,35 @@
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from experiments.harness.allocator import keep_freed_memory
 from experiments.harness.catalogue import dispatch
+from experiments.harness.surroundings import delivered, surroundings
+from experiments.harness.watch import end_process
+
+
+def _stop_at_once(interrupt: BaseException | None) -> NoReturn:
+    """Ends the process on a KeyboardInterrupt, which of a run has the signal's number."""
+    print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    # Python would wait for threads: those of a save that was broken off may wait for each other for ever.
+    os._exit(128 + next(iter(interrupt.args if interrupt else ()), signal.SIGINT))
+
+
+def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Stops on an interrupt that came where Python can raise none, such as a weak reference's callback."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _stop_at_once(unraisable.exc_value)
+    sys.__unraisablehook__(unraisable)
+
 
 if __name__ == "__main__":
+    surroundings()
     keep_freed_memory()
+    sys.unraisablehook = _on_unraisable
     try:
-        exit_code = dispatch(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at exit
-        exit_code = 128 + signal.SIGPIPE
-    except KeyboardInterrupt as interrupt:  # of a run: with the signal's number
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        # Python would wait for threads: those of a save that was broken off may wait for each other for ever.
-        os._exit(128 + next(iter(interrupt.args), signal.SIGINT))
+        exit_code = delivered(dispatch(sys.argv[1:]))
+    except KeyboardInterrupt as interrupt:
+        _stop_at_once(interrupt)
+    end_process(exit_code)
     sys.exit(exit_code)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments import harness
 from experiments.harness import launchers
+from experiments.harness.ends import expected_end
 from experiments.harness.grid import grouped, name_of
 from experiments.harness.jobs import Job, State, Status, forgive, look, progress
 
@@ -105,17 +106,31 @@ def _main(argv: list[str]) -> int:
 
 
 def _plan(study: str, argv: list[str], options: Options) -> list[Job]:
-    from experiments.harness.study import plan  # here, and below: not for --help
-
     if options.launch.launcher == "here" and not (options.status or options.dry_run):
-        return plan(study, argv)
+        return _plan_here(study, argv)
     # To see that a run's parts fit, JAX builds them: elsewhere, lest it takes a GPU's memory from those who run on it,
     # or has threads by the time that Ray forks.
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(1, get_context("spawn"), _keep_to_the_cpu) as elsewhere:
-        return elsewhere.submit(plan, study, argv).result()
+        try:
+            return elsewhere.submit(_plan_here, study, argv).result()
+        except BrokenProcessPool:
+            raise harness.RunStopped("the process that plans the runs was killed; too little memory?") from None
+
+
+def _plan_here(study: str, argv: list[str]) -> list[Job]:
+    """The jobs. Whether JAX can start is asked in this process: the one that started it need not have tried."""
+    from experiments.harness.study import plan  # here, and below: not for --help
+
+    try:
+        return plan(study, argv)
+    except Exception as error:
+        if (end := expected_end(error)) is not None:
+            raise end from None
+        raise
 
 
 def _keep_to_the_cpu() -> None:

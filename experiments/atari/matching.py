@@ -56,15 +56,15 @@ def multipliers_of(config: Config, network: Network, free: Path) -> Multipliers:
     roles = nap.roles(jax.eval_shape(network.init, jax.random.key(0)))
     names = {"+".join(group): f"weight_norm/{layer_of(group[0])}" for group in weight_groups(roles)}
 
-    def read() -> dict[str, np.ndarray]:
+    def read() -> dict[str, list[float]]:
         (run,) = load_runs([free])
         try:
             rows = run.records.select("updates", *names.values()).drop_nulls()
         except pl.exceptions.ColumnNotFoundError as error:
             raise harness.UserError(f"the run in {free} is damaged: {error}; --fresh runs it again") from None
-        return {name: rows[name].to_numpy() for name in rows.columns}
+        return {name: rows[name].to_list() for name in rows.columns}
 
-    rows = in_first(read)
+    rows = {name: np.asarray(numbers) for name, numbers in in_first(read).items()}
     norms = {path: rows[name] for path, name in names.items()}
     if config.optimizer.schedule == "global-matching":
         norms = dict.fromkeys(norms, np.exp(np.mean([np.log(of_layer) for of_layer in norms.values()], axis=0)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.harness.command_line import exit_code_of
+from experiments.harness.environment import check_environment
 from experiments.harness.errors import unknown
 
 _FOLDER = Path(__file__).resolve().parents[1]
@@ -52,6 +53,7 @@ def dispatch(argv: Sequence[str]) -> int:
     def run() -> int:
         if argv[0] not in entries:
             raise unknown("an experiment", argv[0], entries)
+        check_environment(argv)
         main: Callable[[list[str]], int] = importlib.import_module(entries[argv[0]].module).main
         return main(list(argv[1:]))
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments.harness.errors import DiskFull, NonFinite, RunStopped, UserError, is_full_disk, unknown
+from experiments.harness.ends import expected_end
+from experiments.harness.errors import NonFinite, UserError, unknown
 from experiments.harness.grid import axes
 from experiments.harness.identity import plain
 from experiments.harness.processes import in_first, join
+from experiments.harness.watch import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +88,13 @@ def run_command(
         )
         if isinstance(options, DeviceOptions):
             join(options.coordinator, options.processes, options.process)
-            ours = dict.fromkeys(_OF_A_PROCESS)
-            in_first(lambda: None, same={**plain(config), **plain(options), **ours})
         seeds = range(config.seed, config.seed + options.seeds)
-        return each_alone(functools.partial(study, dataclasses.replace(config, seed=seed), options) for seed in seeds)
+        with watched():
+            if isinstance(options, DeviceOptions):
+                ours = dict.fromkeys(_OF_A_PROCESS)
+                in_first(lambda: None, same={**plain(config), **plain(options), **ours})
+            runs = (functools.partial(study, dataclasses.replace(config, seed=seed), options) for seed in seeds)
+            return each_alone(runs)
 
     return exit_code_of(run_all_seeds)
 
@@ -191,24 +196,20 @@ def parse_options(
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """The exit code of `command()`; an expected end is told in a line on stderr.
 
-    Expected are bad input, a file or folder that cannot be read or written, and a stopped run. KeyboardInterrupt, of a
-    second Ctrl-C, is for `python -m experiments` itself.
+    Expected are bad input, a file or folder that cannot be read or written, a limit of the system that is reached, a
+    stopped run, and a JAX that cannot start here. KeyboardInterrupt, of a second Ctrl-C, is for `python -m experiments`
+    itself.
     """
     try:
         return command() or 0
-    except (UserError, RunStopped) as error:
-        print_error(error)
-        return error.exit_code
-    except OSError as error:
-        if is_full_disk(error):
-            print_error(DiskFull(f"{error.filename or 'what was being written'}: {error.strerror}"))
-            return DiskFull.exit_code
-        if error.filename is None:
-            raise
-        print_error(UserError(f"{error.filename}: {error.strerror}"))
-        return UserError.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        end = expected_end(error)
+        if end is None:
+            raise
+        print_error(end)
+        return end.exit_code
 
 
 def print_error(error: Exception) -> None:

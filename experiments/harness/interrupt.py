@@ -1,5 +1,6 @@
 """Stopping when asked: SIGINT and SIGTERM raise a flag that the run looks at where it can stop without loss."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -38,4 +39,5 @@ class InterruptFlag:
         self.received = signal.Signals(number)
         line = f"{self.received.name}: stopping at the next safe point (once more: at once)\n"
         # Past Python's streams: the signal may have come in the middle of a write, which cannot be entered twice.
-        os.write(_STDERR, ((_CLEAR_LINE if os.isatty(_STDERR) else "") + line).encode())
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            os.write(_STDERR, ((_CLEAR_LINE if os.isatty(_STDERR) else "") + line).encode())

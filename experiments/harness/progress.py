@@ -25,7 +25,8 @@ class Progress:
             unit: the quantity that is counted, as `update` names it.
             shown: whether anything is: of several processes one shows it.
         """
-        self.name, self.total, self.unit, self._shown = name, total, unit, shown
+        self.name, self.total, self.unit = name, total, unit
+        self._shown = shown and sys.stderr is not None  # a daemon may have none
         self._stream = sys.stderr  # as it is now: a library whose noise is kept back must not take these lines with it
         self._marks: collections.deque[tuple[float, float]] = collections.deque()
         self._last_update = self._last_line = -math.inf

@@ -53,7 +53,7 @@ def restore(checkpoints: Checkpoints, state: PyTree, usable: Callable[[Mapping[s
         found = restored.state
         return restored._replace(state=None)
 
-    restored = in_first(read)
+    restored = Restored(*in_first(read))
     return restored._replace(state=jax.tree.map(_spread, state, found) if restored.iteration else state)
 
 
@@ -78,8 +78,10 @@ def _empty(leaf: Any) -> Any:
 
 def _spread(like: Any, read: Any) -> Any:
     """What the first process read, where `like` lies; what the others give for it does not matter."""
-    if not isinstance(like, jax.Array):
-        return in_first(lambda: read)
+    if not isinstance(like, jax.Array):  # NumPy's
+        numbers = np.array(read) if writes() else np.empty(like.shape, like.dtype)
+        _send(numbers)
+        return numbers[()] if isinstance(like, np.generic) else numbers
     if is_key(like):
         numbers = _spread(jax.random.key_data(like), jax.random.key_data(read) if writes() else None)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like))

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+_NO_DEVICE = ("-1", "NoDevFiles")  # for none at all, as people and SLURM say it
 _GPU_MEMORY = 0.9  # of a GPU, divided among the slots that share it
 
 
@@ -43,7 +44,7 @@ def gpus_here() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; JAX, which takes them, is not asked."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name]
+        return [name for name in visible.split(",") if name and name not in _NO_DEVICE]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     except OSError:
