@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import platform
@@ -9,12 +10,15 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _HASH_BYTES = 4  # 8 hexadecimal digits; a collision is met by comparing config.json field by field
 _PACKAGES = {"nap": "nap-jax", "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "numpy": "numpy"}
+_LONGEST_NAME, _LONGEST_CUT = 255, 100
+"""Bytes of a folder's name, which file systems allow; and of a label in one that would be longer."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +35,8 @@ def plain(value: Any) -> Any:
         TypeError: on any other type: its text might differ from one process to the next, and so would the hash.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain_field(field, getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {field.name: _plain_field(type(value), field.name, getattr(value, field.name)) for field in fields}
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, Mapping):
@@ -55,8 +60,13 @@ def config_hash(experiment: str, config: Any) -> str:
 
 
 def folder_name(label: str, digest: str) -> str:
-    """`<label>-<hash>`, or the hash alone; the label keeps letters, digits, `_`, `+` and `.`, the rest becomes `-`."""
+    """`<label>-<hash>`, or the hash alone; the label keeps letters, digits, `_`, `+` and `.`, the rest becomes `-`.
+
+    Of a label that makes a longer name than there can be, the beginning is kept: the hash tells the runs apart.
+    """
     slug = re.sub(r"[^A-Za-z0-9_+.]+", "-", label).strip("-.")
+    if len(f"{slug}-{digest}") > _LONGEST_NAME:
+        slug = slug[:_LONGEST_CUT].strip("-.")
     return f"{slug}-{digest}" if slug else digest
 
 
@@ -108,11 +118,17 @@ def command_line() -> str:
     return shlex.join(["python", program.name, *words])
 
 
-def _plain_field(field: dataclasses.Field[Any], value: Any) -> Any:
+def _plain_field(config_type: type, name: str, value: Any) -> Any:
     # A default of 1 for a float is the same configuration as `--name 1`, which the command line makes 1.0.
-    if field.type in (float, "float") and isinstance(value, int):
+    if isinstance(value, int) and _types_of(config_type)[name] is float:
         return float(value)
     return plain(value)
+
+
+@functools.cache
+def _types_of(config_type: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without what is declared of them."""
+    return typing.get_type_hints(config_type)
 
 
 def _git(*arguments: str) -> str:
