@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import nap
 from experiments import harness
+from experiments.harness.bounds import read_if
 from nap.layers import ConvNorm, NormAxes
 from nap.networks import MLP, QNetwork, ResNet, Transformer, as_functions, as_stateful_functions
 from nap.projection import Affine
@@ -31,7 +32,10 @@ class Options:
     norm: ConvNorm | None = None
     """Normalization before every nonlinearity; group and batch are for the resnet alone. If not given, the network's
     usual one: batch for the resnet, rms for the transformer, else layer."""
-    norm_axes: NormAxes = "channels"
+    norm_axes: Annotated[
+        NormAxes,
+        read_if(lambda options: options.network not in ("mlp", "transformer"), "networks with convolutions"),
+    ] = "channels"
     """What a convolution's normalization averages over."""
     affine: Affine | None = None
     """What NaP does with scale and offset. If not given, what suits the activation: regularize for the transformer's,

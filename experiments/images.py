@@ -16,10 +16,11 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from envs.datasets import default_name, load
@@ -37,12 +38,22 @@ from envs.loaders import (
 )
 from experiments import harness
 from experiments.datasets import NAMES
+from experiments.harness.bounds import A_PATH, A_SEED, at_least, read_if
 from experiments.harness.data import refused, say_unread
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
+from experiments.harness.sizes import Sized
 from experiments.harness.supervised import Judged, Task, TrainingConfig, check
-from experiments.harness.training import Data, TrainingOptions, devices_of, jobs_of_seeds, run_to_end, share
+from experiments.harness.training import (
+    Data,
+    TrainingOptions,
+    devices_of,
+    jobs_of_seeds,
+    run_to_end,
+    share,
+)
+from experiments.harness.training_memory import memory_needed
 from nap.layers import ConvNorm
 from nap.networks import StatefulNetwork, as_stateful_functions
 from nap.networks.resnet import ResNet, resnet_18, resnet_50
@@ -63,7 +74,7 @@ FILES = "imagenet"
 class Config:
     """Images, a network and a method."""
 
-    data: str = ""
+    data: Annotated[str, A_PATH] = ""
     """fashion-mnist, mnist, digits, cifar10, cifar100; a file .npz; imagenet, or a folder of image files; if not given,
     fashion-mnist where it is, else digits. `python -m experiments datasets` tells what is there."""
     network: str = "resnet-8"
@@ -71,16 +82,19 @@ class Config:
     method: str = "nap"
     """none: the network with BatchNorm; layernorm, rmsnorm: with that instead; nap: that, and projection. With
     interventions joined by +: none+l2, nap+l2-init."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. Seed, options and data determine a run."""
-    updates: int = 2_000
+    updates: Annotated[int, at_least(1)] = 2_000
     """Length of the run."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, at_least(0, below=1)] = 0.0
     """Share of each label that is spread evenly over all classes."""
-    augmentation: Literal["auto", "none", "crop-and-flip"] = "auto"
+    augmentation: Annotated[
+        Literal["auto", "none", "crop-and-flip"],
+        read_if(lambda config: not _is_files(config), "images that are no files of their own"),
+    ] = "auto"
     """crop-and-flip: crops out of 4 black pixels around the image, half of them mirrored; auto: for cifar only. Image
     files always have crops of all shapes."""
-    image_size: int = 224
+    image_size: Annotated[int, at_least(8), read_if(lambda config: _is_files(config), "image files")] = 224
     """Rows and columns of image files once they are cropped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; weights are float32."""
@@ -96,7 +110,7 @@ class Config:
 class Options(TrainingOptions):
     """What the experiment takes beside its configuration."""
 
-    loaders: int = 0
+    loaders: Annotated[int, at_least(0), read_if(lambda command: _is_files(command.config), "image files")] = 0
     """Processes that decode image files, about one a core; 0: this one decodes."""
 
 
@@ -128,12 +142,14 @@ class Loaded(NamedTuple):
         task: (network) -> what is learned.
         classes: how many there are.
         channels: of an image.
+        row: (configuration) -> the shapes of an example in a batch.
     """
 
     data: Data
     task: Callable[[StatefulNetwork], Task]
     classes: int
     channels: int
+    row: Callable[[Config], ImageBatch]
 
 
 def main(argv: list[str]) -> int:
@@ -154,11 +170,19 @@ def plan(argv: list[str]) -> list[harness.Job]:
 def run(config: Config, options: Options) -> Path:
     """A run, from its beginning or from where it was left; returns its folder. Raises harness.UserError."""
     config = resolve(config)
-    devices_of(config.training, options)  # before anything is loaded
+    mesh = devices_of(config.training, options)  # before anything is loaded
     harness.enable_compilation_cache()
     loaded = together(lambda: load_images(config, options))
-    task = loaded.task(network_of(config, loaded))
-    return run_to_end("images", config, options, task, loaded.data, label=_label(config))
+
+    def task_of(config: Config) -> Task:
+        return loaded.task(network_of(config, loaded))
+
+    def needs(config: Config) -> dict[str, int]:
+        return memory_needed(task_of(config), config, loaded.row(config), mesh, shard=options.shard)
+
+    sized = [Sized("training.batch_size", step=config.training.accumulate)]
+    sized += [Sized("image_size", least=8)] if _is_files(config) else []
+    return run_to_end("images", config, options, task_of, loaded.data, label=_label(config), needs=needs, sized=sized)
 
 
 def resolve(config: Config) -> Config:
@@ -169,15 +193,7 @@ def resolve(config: Config) -> Config:
     """
     if config.network not in NETWORKS:
         raise harness.unknown("a network", config.network, NETWORKS, option="--network")
-    check(
-        parse_method(config.method),
-        config.training,
-        config.optimizer,
-        config.nap,
-        {"updates": (config.updates, 1), "seed": (config.seed, 0), "image_size": (config.image_size, 8)},
-    )
-    if not 0 <= config.label_smoothing < 1:
-        raise harness.UserError(f"--label-smoothing {config.label_smoothing}: it must be at least 0 and below 1")
+    check(config)
     learning_rate(config.optimizer, config.updates)
     data = config.data or default_name()
     cropped = "crop-and-flip" if data in CROPPED else "none"
@@ -230,7 +246,12 @@ def load_images(config: Config, options: Options) -> Loaded:
         judging = functools.partial(judge, smoothing=config.label_smoothing)
         return Task(network, lambda batch: normalize(batch.images, constants), judging)
 
-    return Loaded(Data(train_loader, held_out, "examples", {"--data": told}), task, classes, channels)
+    def row(config: Config) -> ImageBatch:
+        shape = (config.image_size, config.image_size, channels) if _is_files(config) else dataset.images.shape[1:]
+        one: Any = jax.ShapeDtypeStruct
+        return ImageBatch(one(shape, np.uint8), one((), np.int32), one((), np.float32))
+
+    return Loaded(Data(train_loader, held_out, "examples", {"--data": told}), task, classes, channels, row)
 
 
 def judge(logits: jax.Array, batch: ImageBatch, *, smoothing: float = 0.0) -> Judged:

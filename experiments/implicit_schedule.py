@@ -66,7 +66,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
     config, options = _parse(argv)
     jobs = []
     for of_game in atari.by_game(config):
-        for seed in range(config.seed, config.seed + options.seeds):
+        for seed in harness.seeds_planned(config, options):
             arms = (dataclasses.replace(arm, seed=seed) for arm in arms_of(of_game).values())
             folders = tuple(atari.folder_of(arm, options.out) for arm in arms)
             one = with_options(argv, {"--games": None, "--game": of_game.game, "--seeds": None, "--seed": seed})
@@ -141,7 +141,9 @@ def _main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
-    return harness.parse_command(Config, argv, name=NAME, description=__doc__, presets=PRESETS)
+    return harness.parse_command(
+        Config, argv, name=NAME, description=__doc__, presets=PRESETS, variants=lambda config: arms_of(config).values()
+    )
 
 
 def _arm_of(run: LoadedRun) -> str:

@@ -11,9 +11,10 @@ The decoupled weight decay that a baseline usually has is a rival: `--method non
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,12 @@ import jax.numpy as jnp
 from envs.fingerprints import of_parts
 from envs.loaders import TextBatch, Tokenizer, fingerprint, held_out_sequences, tokenize
 from experiments import harness
+from experiments.harness.bounds import A_PATH, A_SEED, at_least, inside, read_if, replaced
 from experiments.harness.choices import Choices, load_choices, score
 from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import together
-from experiments.harness.rivals import RivalsConfig
+from experiments.harness.rivals import RivalsConfig, has_part
 from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
 from experiments.harness.texts import Source, in_memory, streamed, tokenizer_of, told_of
 from experiments.harness.training import (
@@ -37,70 +39,44 @@ from experiments.harness.training import (
     run_to_end,
     share,
 )
+from experiments.harness.transformer import NetworkConfig, memory_needed, sized
 from nap.layers import identity
 from nap.networks import StatefulNetwork, as_stateful_functions
-from nap.networks.attention import AttentionKernel
-from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
+from nap.networks.transformer import Transformer, cross_entropy
 
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """The transformer; see `nap.networks.transformer`."""
-
-    layers: int = 4
-    """Blocks."""
-    heads: int = 4
-    """Heads of attention, which divide the width."""
-    width: int = 128
-    """Features of the residual stream."""
-    mlp: MLPKind = "gelu"
-    """What is between the two matrices of an MLP."""
-    mlp_factor: float = 4.0
-    """Units of an MLP, as a multiple of the width."""
-    positions: Positions = "rotary"
-    """rotary, or a learned embedding of each."""
-    tied: bool = False
-    """The embedding is the output layer as well."""
-    qk_norm: Literal["auto", "yes", "no"] = "auto"
-    """Normalize queries and keys; auto: for every method but none."""
-    attention: AttentionKernel = "xla"
-    """cudnn: flash attention on NVIDIA GPUs, in bfloat16."""
-    remat: bool = False
-    """Compute each block again in the backward pass, instead of keeping its activations."""
-    scan_layers: bool = False
-    """Run the blocks in a loop: they compile once."""
+_ALL_BUT_RMSNORM = read_if(lambda config: not has_part(config, "rmsnorm"), "other methods than rmsnorm")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Text, a transformer and a method."""
 
-    text: str = "stdlib"
+    text: Annotated[str, A_PATH, read_if(lambda config: not config.streamed, "text that is not --streamed")] = "stdlib"
     """A file or folder of .txt, .md, .py, .jsonl (.ndjson, .jsonlines, .json) or .parquet; stdlib: Python's own
     library."""
-    held_out: str = ""
+    held_out: Annotated[str, A_PATH] = ""
     """Another file or folder to evaluate on; if not given, a tenth of the documents."""
-    streamed: str = ""
+    streamed: Annotated[str, A_PATH] = ""
     """Instead of `text`: c4, another text data set of the Hugging Face Hub (owner/name), or a folder of train-... and
     validation-..., .jsonl or .parquet."""
-    vocabulary: int = 0
+    vocabulary: Annotated[int, at_least(0)] = 0
     """Tokens of a vocabulary of byte pairs, learned from the text to train on; 0: bytes."""
-    tokenizer: str = ""
+    tokenizer: Annotated[str, A_PATH] = ""
     """A tokenizer.json, instead."""
-    sequence: int = 256
+    sequence: Annotated[int, at_least(1)] = 256
     """Tokens of a sequence."""
-    evaluation_tokens: int = 0
+    evaluation_tokens: Annotated[int, at_least(0)] = 0
     """At most so many held-out tokens are evaluated on; 0: all. Of a stream, a document is read for each 64 of them."""
-    choices: tuple[str, ...] = ()
+    choices: Annotated[tuple[str, ...], A_PATH] = ()
     """Questions to score at the end: piqa, siqa, lambada, each from $NAP_DATA or from a file: piqa=valid.jsonl."""
     method: str = "nap"
     """none: pre-LN; layernorm, rmsnorm: a normalization before every nonlinearity and write; nap: that, and projection.
     With interventions joined by +: none+l2, nap+l2-init."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. Seed, options and data determine a run."""
-    updates: int = 5_000
+    updates: Annotated[int, at_least(1)] = 5_000
     """Length of the run."""
-    z_loss: float = 0.0
+    z_loss: Annotated[float, at_least(0)] = 0.0
     """Weight of (log Z)^2, which keeps the logits from drifting; 1e-4 is usual."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; weights are float32."""
@@ -111,7 +87,7 @@ class Config:
             "adam", lr=3e-3, schedule="warmup-cosine", lr_end=0.01, optimizer_epsilon=1e-8, adam_b2=0.95, clip=1.0
         )
     )
-    nap: NapConfig = dataclasses.field(default_factory=NapConfig)
+    nap: Annotated[NapConfig, inside(norm=_ALL_BUT_RMSNORM)] = dataclasses.field(default_factory=NapConfig)
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
 
 
@@ -134,9 +110,6 @@ PRESETS = {
         dtype="bfloat16",
         network=NetworkConfig(layers=12, heads=12, width=768, tied=True, attention="cudnn", scan_layers=True),
         training=TrainingConfig(batch_size=128, accumulate=4, evaluations=20, log_every=50),
-        optimizer=OptimizerConfig(
-            "adam", lr=3e-3, schedule="warmup-cosine", lr_end=0.01, optimizer_epsilon=1e-8, adam_b2=0.95, clip=1.0
-        ),
     ),
 }
 """quick: minutes on two cores. small: 110 million parameters and 2.6 billion tokens of C4, for a GPU."""
@@ -166,14 +139,18 @@ def run(config: Config, options: TrainingOptions) -> Path:
     harness.enable_compilation_cache()
     text = load(config, options)
     vocabulary = text.tokenizer.vocabulary
-    network = network_of(config, vocabulary, constraint_of(mesh, options))
-    counted = network_of(
-        dataclasses.replace(config, network=dataclasses.replace(config.network, attention="xla")), vocabulary
-    )
-    task = Task(network, lambda batch: batch.inputs, lambda logits, batch: judge(logits, batch, z_loss=config.z_loss))
-    logits = jax.jit(network.evaluate) if mesh is None else on_every_device(network.evaluate, mesh)
 
-    def at_end(opened: harness.Run, state: State) -> dict[str, float | str]:
+    def task_of(config: Config) -> Task:
+        network = network_of(config, vocabulary, constraint_of(mesh, options))
+        judging = functools.partial(judge, z_loss=config.z_loss)
+        return Task(network, lambda batch: batch.inputs, judging)
+
+    def counted() -> StatefulNetwork:
+        return network_of(replaced(config, ("network", "attention"), "xla"), vocabulary)
+
+    def at_end(opened: harness.Run, task: Task, state: State) -> dict[str, float | str]:
+        evaluate = task.network.evaluate
+        logits = jax.jit(evaluate) if mesh is None else on_every_device(evaluate, mesh)
         scored = {
             f"{choices.form}/{name}": value
             for choices in text.choices
@@ -186,7 +163,16 @@ def run(config: Config, options: TrainingOptions) -> Path:
         return {**scored, "held_out_text": text.fingerprint}
 
     return run_to_end(
-        "language", config, options, task, text.data, label=_label(config), counted=counted, at_end=at_end
+        "language",
+        config,
+        options,
+        task_of,
+        text.data,
+        label=_label(config),
+        needs=functools.partial(memory_needed, task_of, mesh, shard=options.shard),
+        sized=sized(config, mesh),
+        counted=counted,
+        at_end=at_end,
     )
 
 
@@ -215,20 +201,7 @@ def resolve(config: Config) -> Config:
     method, network = parse_method(config.method), config.network
     if method.activation != "relu":
         raise harness.UserError(f"--method {config.method}: the activation of a transformer is --mlp")
-    check(
-        method,
-        config.training,
-        config.optimizer,
-        config.nap,
-        {
-            "updates": (config.updates, 1),
-            "seed": (config.seed, 0),
-            "sequence": (config.sequence, 1),
-            "evaluation_tokens": (config.evaluation_tokens, 0),
-            "vocabulary": (config.vocabulary, 0),
-            "z_loss": (config.z_loss, 0),
-        },
-    )
+    check(config)
     if config.vocabulary and config.tokenizer:
         raise harness.UserError("--vocabulary learns a tokenizer, and --tokenizer brings one: give one of them")
     if config.streamed and config.held_out:
@@ -244,7 +217,8 @@ def resolve(config: Config) -> Config:
         network=dataclasses.replace(network, qk_norm=qk_norm if network.qk_norm == "auto" else network.qk_norm),
         nap=dataclasses.replace(config.nap, affine=affine if config.nap.affine == "auto" else config.nap.affine),
     )
-    jax.eval_shape(network_of(resolved, 257).init, jax.random.key(0))
+    shallow = replaced(resolved, ("network", "layers"), 1)
+    jax.eval_shape(network_of(shallow, 257).init, jax.random.key(0))  # whether the sizes fit one another
     return resolved
 
 

@@ -26,9 +26,11 @@ from envs.datasets import default_name, load
 from envs.fingerprints import of_dataset
 from envs.streams import STREAMS, Protocol, Stream, make_stream
 from experiments import harness
+from experiments.harness.bounds import A_PATH, A_SEED, NOT_EMPTY, SEEDS, at_least, check_bounds, inside, read_if
 from experiments.harness.diverged import Diverged, not_finite
 from experiments.harness.grid import cells
 from experiments.harness.learner import Learner, make_learner
+from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.methods import (
     MATCHING,
     NapConfig,
@@ -41,9 +43,10 @@ from experiments.harness.methods import (
     norm_of,
     parse_method,
 )
-from experiments.harness.rivals import RivalsConfig, Setting
+from experiments.harness.rivals import ONCE_A_TASK, RivalsConfig, Setting, has_part
 from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
-from experiments.harness.tasks import Row, make_start, make_stretch, nearest_stretch
+from experiments.harness.sizes import Sized, what_fits
+from experiments.harness.tasks import PROTOCOL_BOUNDS, Row, check_length, make_start, make_stretch, nearest_stretch
 from nap.activations import features_per_unit
 from nap.networks import CNN, MLP, as_functions
 
@@ -53,33 +56,43 @@ LONGEST_STRETCH = 10_000
 """Updates in one call of a compiled function, unless --record-every says more: an interrupt waits for its end."""
 
 
+_DATA = read_if(lambda config: STREAMS[config.stream].needs_data, "streams of images")
+_CNN = read_if(lambda config: config.network == "cnn", "--network cnn")
+_ONCE_A_TASK = read_if(
+    lambda config: config.reset_head or has_part(config, *ONCE_A_TASK),
+    f"--reset-head True, or --method with {' or '.join(ONCE_A_TASK)}",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A cell of the grid: one stream, one method, one learning rate, and all seeds."""
 
     stream: str = "random-labels"
     """The kind of tasks: one of the list above."""
-    data: str = ""
+    data: Annotated[str, A_PATH, _DATA] = ""
     """fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file; "" for what is on the machine."""
     method: str = "nap"
     """none, layernorm, rmsnorm or nap, and what is joined to it by +: nap+redo, layernorm+l2-init, none+crelu."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 1
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 1
     """How many seeds, as --seeds says."""
     network: Literal["mlp", "cnn"] = "mlp"
     """mlp; cnn (5x5 convolutions, each with 2x2 max-pooling, then the hidden layers)."""
-    channels: tuple[int, ...] = (16, 16)
+    channels: Annotated[tuple[int, ...], at_least(1), NOT_EMPTY, _CNN] = (16, 16)
     """Channels of the cnn's convolutions."""
-    hidden: tuple[int, ...] = (100, 100)
+    hidden: Annotated[tuple[int, ...], at_least(1), NOT_EMPTY] = (100, 100)
     """Widths of the hidden dense layers."""
     reset_head: Annotated[bool, tyro.conf.FlagConversionOff] = False
     """Draw the output layer anew at the end of every task."""
-    protocol: Protocol = dataclasses.field(default_factory=lambda: STREAMS["random-labels"].published["quick"].protocol)
+    protocol: Annotated[Protocol, PROTOCOL_BOUNDS] = dataclasses.field(
+        default_factory=lambda: STREAMS["random-labels"].published["quick"].protocol
+    )
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     nap: NapConfig = dataclasses.field(default_factory=NapConfig)
-    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
-    record_every: int = 0
+    rivals: Annotated[RivalsConfig, inside(every=_ONCE_A_TASK)] = dataclasses.field(default_factory=RivalsConfig)
+    record_every: Annotated[int, at_least(0)] = 0
     """Updates between records; 0: once a task, or every 10,000 updates where a task is longer."""
 
     @property
@@ -139,24 +152,16 @@ def resolve(config: Config) -> Config:
     Raises:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
+    check_bounds(config)
     parse_method(config.method)
-    values = {**vars(config), **vars(config.optimizer), **vars(config.rivals)}
-    for name in ("seed", "record_every", "every", "lr", "lr_end", "optimizer_epsilon", "clip"):
-        if not 0 <= values[name] < math.inf:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and finite")
-    for name in ("adam_b1", "adam_b2"):
-        if not 0 <= values[name] < 1:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
-    for name in ("hidden", "channels"):
-        if not values[name] or min(values[name]) < 1:
-            raise harness.UserError(f"--{name} {' '.join(map(str, values[name]))}: widths of 1 or more, at least one")
+    if config.stream not in STREAMS:
+        raise harness.unknown("a stream", config.stream, STREAMS, option="--stream")
     if config.optimizer.schedule in MATCHING:
         raise harness.UserError(
             f"--schedule {config.optimizer.schedule}: it is for atari; python -m experiments schedule-matching does it "
             "for a stream of tasks"
         )
-    if config.nap.project_every < 1:
-        raise harness.UserError(f"--project-every {config.nap.project_every}: it must be at least 1")
+    check_length(config.protocol)
     data = (config.data or default_name()) if STREAMS[config.stream].needs_data else ""
     steps, epochs = config.protocol.steps_per_epoch, config.protocol.epochs
     wished = config.record_every or min(steps * epochs, LONGEST_STRETCH)
@@ -179,6 +184,20 @@ def check(config: Config, options: harness.RunOptions) -> Config:
 def build_stream(stream: str, protocol: Protocol, data: str) -> Stream:
     """A stream with its data on the device; the cells of a grid share it."""
     return _load(stream, protocol, data)[0]
+
+
+def memory_needed(config: Config) -> dict[str, int]:
+    """What a run takes of a device's memory at least: the data, all seeds' states, and a task and an epoch's order."""
+    stream = build_stream(config.stream, config.protocol, config.data)
+    seeds, key, number = Seeds(config.seeds), jax.random.key(0), jnp.zeros([], jnp.int32)
+    own = jax.eval_shape(make_start(build_learner(config, stream)), key)
+    task = jax.eval_shape(stream.begin, stream.data, key, number)
+    order = jax.eval_shape(stream.order, stream.data, task, key)
+    return {
+        "data": (seeds.at_once - 1) * bytes_of(stream.data),  # one copy is there already
+        "networks and optimizers": seeds.in_memory * bytes_of(own),
+        "tasks": seeds.at_once * bytes_of((task, order)),
+    }
 
 
 def build_learner(config: Config, stream: Stream) -> Learner:
@@ -255,7 +274,7 @@ def _label(config: Config) -> str:
 
 def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
     """The configuration of one cell: the stream's preset, then the options."""
-    stream = _given("--stream", argv) or Config.stream
+    stream = Config.stream if (given := _given("--stream", argv)) is None else given
     if stream not in STREAMS:
         raise harness.unknown("a stream", stream, STREAMS, option="--stream")
     if _given("--preset", argv) is None:
@@ -278,6 +297,11 @@ def _given(option: str, argv: list[str]) -> str | None:
 
 
 def _run(config: Config, stream: Stream, opened: harness.Run) -> None:
+    sized = [Sized(name) for name in ("seeds", "hidden", "channels")]
+    if not STREAMS[config.stream].needs_data:
+        sized += [Sized("protocol.examples", least=config.protocol.batch_size), Sized("protocol.features")]
+        sized += [Sized("protocol.inputs", least=config.protocol.slow_bits)]
+    require_memory(memory_needed(config), jax.local_devices()[0], what_fits(config, memory_needed, sized))
     learner = build_learner(config, stream)
     seeds = Seeds(config.seeds)
     data = seeds.shared(stream.data)

@@ -24,7 +24,10 @@ from envs.games import GAMES, Game
 from experiments import harness
 from experiments.atari import environment_of
 from experiments.atari.config import FRAME_SKIP, STACK
+from experiments.harness.bounds import A_SEED, MOST, SEEDS, at_least, check_bounds, inside
 from experiments.harness.diverged import Diverged, not_finite
+from experiments.harness.divisors import divisors
+from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.methods import (
     MATCHING,
     NapConfig,
@@ -37,10 +40,21 @@ from experiments.harness.methods import (
 )
 from experiments.harness.rivals import RivalsConfig, Setting
 from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
+from experiments.harness.sizes import Sized, what_fits
 from nap.networks import Network, QNetwork, as_functions
 
 SAVE_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one."""
+
+
+_OF_A_ROLLOUT = inside(
+    num_envs=at_least(1),
+    steps=at_least(1),
+    epochs=at_least(1),
+    minibatches=at_least(1),
+    gamma=at_least(0, most=1),
+    q_lambda=at_least(0, most=1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,33 +69,33 @@ class Config:
     interventions joined by +: nap+redo, layernorm+l2-init."""
     agent: Annotated[Literal["pqn"], tyro.conf.Suppress] = "pqn"
     """What learns, for a report that compares it with others."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 1
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 1
     """How many seeds, as --seeds says."""
-    frames: int = 39_976_960
+    frames: Annotated[int, at_least(1)] = 39_976_960
     """Training frames."""
-    iteration_frames: int = 1_998_848
+    iteration_frames: Annotated[int, at_least(1)] = 1_998_848
     """Training frames between evaluations."""
-    evaluation_episodes: int = 128
+    evaluation_episodes: Annotated[int, at_least(1)] = 128
     """Episodes of each evaluation, with learning off, each in an environment of its own."""
-    evaluation_epsilon: float = 0.0
+    evaluation_epsilon: Annotated[float, at_least(0, most=1)] = 0.0
     """Probability of a random action in evaluation."""
-    pqn: Settings = dataclasses.field(default_factory=Settings)
-    epsilon_end: float = 0.05
+    pqn: Annotated[Settings, _OF_A_ROLLOUT] = dataclasses.field(default_factory=Settings)
+    epsilon_end: Annotated[float, at_least(0, most=1)] = 0.05
     """Probability of a random action in training, at last."""
-    exploration: float = 0.1
+    exploration: Annotated[float, at_least(0, most=1)] = 0.1
     """Share of the run over which epsilon goes linearly from 1 to its end."""
-    stack: int = 0
+    stack: Annotated[int, at_least(0)] = 0
     """Frames in an observation; 0: 1 in MinAtar, whose frames show motion, and 4 in the other games."""
-    hidden: int = 128
+    hidden: Annotated[int, at_least(1)] = 128
     """Units of the hidden dense layer. MinAtar has a convolution before it (16 of 3x3), other games have none."""
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig("radam", lr=5e-4, schedule="linear", lr_end=0.0, optimizer_epsilon=1e-8)
     )
     nap: NapConfig = dataclasses.field(default_factory=NapConfig)
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
-    log_every: int = 10
+    log_every: Annotated[int, at_least(1)] = 10
     """Rollouts between records."""
 
     @property
@@ -137,6 +151,7 @@ def resolve(config: Config) -> Config:
     Raises:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
+    check_bounds(config)
     if config.game not in GAMES:
         raise harness.unknown("a game in JAX", config.game, GAMES, option="--game")
     try:
@@ -145,31 +160,25 @@ def resolve(config: Config) -> Config:
         raise harness.UserError(f"--game: {error}") from None
     if config.optimizer.schedule in MATCHING:
         raise harness.UserError(f"--schedule {config.optimizer.schedule}: it is for atari")
-    values = {**vars(config), **vars(config.pqn), **vars(config.optimizer), **vars(config.nap)}
-    positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "steps", "epochs", "minibatches")
-    positive += ("hidden", "log_every", "project_every")
-    lowest = dict.fromkeys(positive, 1) | dict.fromkeys(
-        ("seed", "stack", "lr", "lr_end", "optimizer_epsilon", "clip"), 0
-    )
-    for name, least in lowest.items():
-        if not least <= values[name] < math.inf:
-            raise harness.UserError(f"{_option(name)} {values[name]}: it must be at least {least}, and finite")
-    for name in ("gamma", "q_lambda", "epsilon_end", "evaluation_epsilon", "exploration"):
-        if not 0 <= values[name] <= 1:
-            raise harness.UserError(f"{_option(name)} {values[name]}: it must lie in 0 to 1")
-    for name in ("adam_b1", "adam_b2"):
-        if not 0 <= values[name] < 1:
-            raise harness.UserError(f"{_option(name)} {values[name]}: it must be at least 0 and below 1")
     size = config.pqn.agent_steps
+    if size > MOST:
+        raise harness.UserError(
+            f"--num-envs {config.pqn.num_envs} --steps {config.pqn.steps}: {size} agent steps of a rollout; there can "
+            f"be {MOST}"
+        )
     if size % config.pqn.minibatches:
-        divisors = [number for number in range(1, size + 1) if size % number == 0]
-        nearest = min(divisors, key=lambda number: abs(math.log(number / config.pqn.minibatches)))
+        nearest = min(divisors(size), key=lambda number: abs(math.log(number / config.pqn.minibatches)))
         raise harness.UserError(
             f"--minibatches {config.pqn.minibatches}: it must divide the {size} agent steps of a rollout (--num-envs "
             f"times --steps); the nearest is {nearest}"
         )
     _check_multiple(config, "iteration_frames", FRAME_SKIP * size, "a rollout's frames")
     _check_multiple(config, "frames", config.iteration_frames, "--iteration-frames")
+    if (updates := config.rollouts * config.pqn.updates) > MOST:
+        raise harness.UserError(
+            f"--epochs {config.pqn.epochs}: {updates} updates in all; there can be {MOST}: --epochs "
+            f"{max(1, MOST // (config.rollouts * config.pqn.minibatches))}"
+        )
     config = dataclasses.replace(config, stack=config.stack or (1 if len(game.shape) == 3 else STACK))
     build(config)
     return config
@@ -192,6 +201,20 @@ def network_of(config: Config, game: Game) -> Network:
         )
 
     return adapt_network(method, as_functions(make))
+
+
+def memory_needed(config: Config) -> dict[str, int]:
+    """What a run takes of a device's memory at least: all seeds' states, and a rollout and an evaluation of one."""
+    game, seeds = GAMES[config.game](), Seeds(config.seeds)
+    running = jax.eval_shape(build(config).begin, (), jax.eval_shape(lambda: jax.random.key(0)[None]))
+    frames = config.pqn.agent_steps * config.stack * math.prod(game.shape)  # one byte a pixel
+    order = 4 * config.pqn.epochs * config.pqn.agent_steps
+    evaluation = config.evaluation_episodes * bytes_of(running.playing) // config.pqn.num_envs
+    return {
+        "networks, optimizers and environments": seeds.in_memory * bytes_of(running),
+        "rollouts": seeds.at_once * (frames + order),
+        "evaluations": seeds.at_once * evaluation,
+    }
 
 
 def epsilon_of(config: Config) -> optax.Schedule:
@@ -251,6 +274,9 @@ def _check_multiple(config: Config, name: str, of: int, what: str) -> None:
 
 
 def _run(config: Config, opened: harness.Run) -> None:
+    sized = map(Sized, ("seeds", "pqn.num_envs", "pqn.steps", "evaluation_episodes", "hidden", "stack"))
+    remedy = what_fits(config, memory_needed, list(sized))
+    require_memory(memory_needed(config), jax.local_devices()[0], remedy)
     seeds = Seeds(config.seeds)
     pqn = build(config, functools.partial(seeds.map, at_once=seeds.per_device))
     running, recorder = pqn.begin((), seeds.keys(config.seed)), _Recorder(config, opened)

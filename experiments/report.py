@@ -38,6 +38,8 @@ def _main(argv: list[str]) -> None:
         raise harness.UserError(
             f"--out {options.out}: the report is an .html file; --figure and --figures write pictures"
         )
+    if options.out is not None and options.out.is_dir():
+        raise harness.UserError(f"--out {options.out}: it is a folder; try {options.out / 'report.html'}")
     print(write_report(options.runs, options.out))
     if options.figure is not None:
         print(write_figure(options.runs, options.figure))

@@ -24,13 +24,16 @@ import tyro
 from jaxtyping import Float
 
 from experiments import harness
+from experiments.harness.bounds import A_SEED, NOT_EMPTY, SEEDS, at_least, more_than
 from experiments.harness.claims import Claim, above, claims_table
 from experiments.harness.classifier import (
     SCORES,
     FiveSeeds,
     Optimizer,
     make_training,
+    memory_needed,
     parse_study,
+    require_study,
     scores_over_seeds,
 )
 from experiments.harness.problems import TEXT, Method, Problem, Task
@@ -92,17 +95,17 @@ class Config:
     method: Method = "none"
     """none (no normalization), layernorm, or nap (which projects besides)."""
     problem: Problem = dataclasses.field(default_factory=Problem)
-    updates: int = 1500
+    updates: Annotated[int, at_least(1)] = 1500
     """Updates of the whole run, 100 %."""
-    budgets: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+    budgets: Annotated[tuple[float, ...], more_than(0, most=1), NOT_EMPTY] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     """The budgets, as shares of the updates."""
-    readings: int = 0
+    readings: Annotated[int, at_least(0)] = 0
     """Besides, read each profile only so many times a run, at equal distances; 0: no."""
     rates: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
     """The peaks that are tried."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 5
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 5
     """How many seeds, as --seeds says."""
 
     @property
@@ -184,14 +187,12 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], FiveSeeds, Task]:
     config, options, task = parse_study(
         Config, argv, name=NAME, description=__doc__, options_type=FiveSeeds, presets=PRESETS
     )
-    if config.updates < 1:
-        raise harness.UserError(f"--updates {config.updates}: it must be at least 1")
     least = 1 / config.updates
-    if not config.budgets or not all(least <= budget <= 1 for budget in config.budgets):
+    if min(config.budgets) < least:
         raise harness.UserError(
             f"--budgets {' '.join(map(str, config.budgets))}: shares of the updates, of at least one ({least:.2g}) to 1"
         )
-    if not 0 <= config.readings <= config.updates:
+    if config.readings > config.updates:
         raise harness.UserError(f"--readings {config.readings}: from 1 to the {config.updates} updates, or 0 for none")
     both = [
         dataclasses.replace(config, optimizer=one, rates=RATES[one], readings=readings)
@@ -214,8 +215,14 @@ def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
     return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
+def _memory_needed(task: Task, config: Config) -> dict[str, int]:
+    runs = len(config.rates) * config.seeds
+    return memory_needed(config.problem, task, config.method, config.optimizer, max(config.lengths), runs)
+
+
 def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """One budget after another, in each one schedule after another; all rates and seeds of these side by side."""
+    require_study(config, functools.partial(_memory_needed, task), "updates")
     seeds = range(config.seed, config.seed + config.seeds)
     shape = (len(config.schedules), len(config.budgets), len(config.rates), config.seeds, len(SCORES))
     scores = np.full(shape, np.nan, np.float32)

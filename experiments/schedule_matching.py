@@ -16,6 +16,7 @@ is high; ReLU adds jumps, wherever a pre-activation falls on the other side of z
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,9 +33,14 @@ from envs.datasets import Dataset, load
 from envs.fingerprints import of_dataset
 from envs.streams import Protocol, Stream, make_stream
 from experiments import harness
+from experiments.harness.bounds import A_PATH, A_SEED, NOT_EMPTY, SEEDS, at_least, check_bounds
+from experiments.harness.divisors import divisors
 from experiments.harness.learner import LearnerState, make_learner
+from experiments.harness.memory import bytes_of, require_memory
 from experiments.harness.methods import ORDERS
 from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
+from experiments.harness.sizes import Sized, what_fits
+from experiments.harness.tasks import PROTOCOL_BOUNDS, check_length
 from experiments.harness.trace import Trace, load_trace, save_trace
 from nap.networks import MLP, Network, as_functions
 from nap.tables import format_table
@@ -60,24 +66,24 @@ class Config:
     stream: Annotated[Literal["random-labels"], tyro.conf.Suppress] = "random-labels"
     method: Annotated[str, tyro.conf.Suppress] = FREE
     """The variant: one of METHODS."""
-    data: str = "digits"
+    data: Annotated[str, A_PATH] = "digits"
     """fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file."""
-    protocol: Protocol = dataclasses.field(
+    protocol: Annotated[Protocol, PROTOCOL_BOUNDS] = dataclasses.field(
         default_factory=lambda: Protocol(tasks=5, epochs=40, examples=400, batch_size=40)
     )
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
     lr: float | None = None
     """The written learning rate, a constant; by default 0.2 for sgd, 0.02 for momentum, 0.003 for adam."""
-    hidden: tuple[int, ...] = (100, 100)
+    hidden: Annotated[tuple[int, ...], at_least(1), NOT_EMPTY] = (100, 100)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "gelu", "relu"] = "tanh"
     """The nonlinearity."""
-    record_every: int = 0
+    record_every: Annotated[int, at_least(0)] = 0
     """Updates between records; 0: the divisor of a task's updates that is nearest to a tenth of them."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 1
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 1
     """How many seeds, as --seeds says."""
 
     @property
@@ -121,21 +127,16 @@ def resolve(config: Config) -> Config:
     Raises:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
+    check_bounds(config)
     lr = RATES[config.optimizer] if config.lr is None else config.lr
-    if not 0 < lr < math.inf:
+    if lr <= 0:
         raise harness.UserError(
             f"--lr {lr:g}: it must be above 0; for {config.optimizer} try {RATES[config.optimizer]}"
         )
-    if config.seed < 0:
-        raise harness.UserError(f"--seed {config.seed}: it must be at least 0")
-    if not config.hidden or min(config.hidden) < 1:
-        raise harness.UserError(f"--hidden {' '.join(map(str, config.hidden))}: widths of 1 or more, at least one")
-    if config.record_every < 0:
-        raise harness.UserError(f"--record-every {config.record_every}: it must be at least 0")
+    check_length(config.protocol)
     updates = config.protocol.updates_per_task
     wished = config.record_every or max(1, updates // 10)
-    divisors = [length for length in range(1, updates + 1) if updates % length == 0]
-    record_every = min(divisors, key=lambda length: abs(length - wished))
+    record_every = min(divisors(updates), key=lambda length: abs(length - wished))
     if config.record_every and record_every != config.record_every:
         raise harness.UserError(
             f"--record-every {config.record_every}: it must divide a task's {updates} updates; the nearest is "
@@ -178,7 +179,7 @@ def multipliers_of(config: Config, free: Trace | None) -> Trace:
 
     Args:
         config: the variant.
-        free: the trace of the free run; not read by the variants at a constant rate.
+        free: the trace of the free run; not read at a constant rate.
 
     Returns:
         Arrays [seeds, updates] that start at 1; none for the variants at a constant rate.
@@ -257,6 +258,18 @@ def make_task(config: Config, stream: Stream) -> Callable[..., tuple[Own, dict[s
     return learn_task
 
 
+def memory_needed(config: Config) -> dict[str, int]:
+    """What a variant takes at least: all seeds' states, and in the host's memory what is recorded of all updates."""
+    stream, seeds = _stream_of(config.protocol, config.data), Seeds(config.seeds)
+    own = jax.eval_shape(make_start(config, stream), (), (jax.random.key(0), {}))
+    recorded = jax.eval_shape(make_task(config, stream), stream.data, own, jnp.zeros([], jnp.int32))[1]
+    return {
+        "networks and optimizers": seeds.padded * bytes_of(own),
+        "multipliers": 4 * seeds.padded * len(config.hidden) * config.updates,
+        "what is recorded": config.seeds * config.protocol.tasks * bytes_of(recorded),
+    }
+
+
 def function_distances(outputs: np.ndarray, free: np.ndarray) -> np.ndarray:
     """RMS difference of outputs [..., examples, outputs], over the RMS of the free run's: shape [...]."""
     return np.sqrt(np.mean(np.square(outputs - free), axis=(-2, -1)) / np.mean(np.square(free), axis=(-2, -1)))
@@ -288,6 +301,14 @@ def _label(config: Config) -> str:
     return f"{config.method}-{config.optimizer}-lr{config.lr:g}-{seeds}"
 
 
+@functools.lru_cache(maxsize=2)
+def _stream_of(protocol: Protocol, data: str) -> Stream:
+    try:
+        return make_stream("random-labels", protocol, load(data))
+    except ValueError as error:
+        raise harness.UserError(str(error)) from None
+
+
 def _table(summaries: Mapping[str, Mapping[str, float]]) -> str:
     columns = ("norm_growth", "function_distance", "loss_distance", "average_online_accuracy")
     header = ("variant", *(column.replace("_", " ") for column in columns))
@@ -307,6 +328,8 @@ def _run(config: Config, dataset: Dataset, opened: harness.Run, free: Trace | No
         stream = make_stream(config.stream, config.protocol, dataset)
     except ValueError as error:
         raise harness.UserError(str(error)) from None
+    sized = [Sized("seeds"), Sized("protocol.tasks"), Sized("hidden")]
+    require_memory(memory_needed(config), None, what_fits(config, memory_needed, sized))
     seeds = Seeds(config.seeds)
     data = seeds.shared(stream.data)
     multipliers = multipliers_of(config, free)

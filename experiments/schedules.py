@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from experiments import harness
+from experiments.harness.bounds import read_if
 
 if TYPE_CHECKING:
     import optax
@@ -25,7 +26,7 @@ class Options:
 
     plot: bool = False
     """Draw all schedules into one picture."""
-    out: Path = Path("schedules.png")
+    out: Annotated[Path, read_if(lambda options: options.plot, "--plot")] = Path("schedules.png")
     """The picture: a file that ends in .png, .pdf or .svg."""
 
 

@@ -32,12 +32,14 @@ from experiments.atari.agent import build, network_of
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
 from experiments.atari.devices import devices_of
 from experiments.atari.matching import Multipliers, free_of, multipliers_of
+from experiments.atari.memory import check_environments, memory_needed, sized
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.grid import with_options
-from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.memory import require_memory
 from experiments.harness.mesh import copies_in_memory
 from experiments.harness.methods import MATCHING, learning_rate, method_label
 from experiments.harness.processes import check_alone, together
+from experiments.harness.sizes import what_fits
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +65,7 @@ def plan(argv: list[str]) -> list[harness.Job]:
             _label,
         )
         for of_game in by_game(config)
-        for seed in range(config.seed, config.seed + options.seeds)
+        for seed in harness.seeds_planned(config, options)
         for one in [dataclasses.replace(of_game, seed=seed)]
     ]
 
@@ -159,6 +161,7 @@ def _run_one(config: Config, options: harness.RunOptions, mesh: Mesh | None) -> 
 
 
 def _run(config: Config, opened: harness.Run, free: Path | None, mesh: Mesh | None) -> None:
+    together(lambda: check_environments(config))
     environments = make_environments(config)
     with contextlib.closing(environments):
         _train_and_evaluate(config, opened, environments, free, mesh)
@@ -169,13 +172,12 @@ def _train_and_evaluate(
 ) -> None:
     shape = environments.num_actions, environments.observation_shape
     multipliers = multipliers_of(config, network_of(config, *shape), free) if free else {}
+    needs = functools.partial(memory_needed, *shape, multipliers, copies_in_memory(mesh))
+    remedy = what_fits(config, needs, sized(config))
+    opened.progress.say(together(lambda: require_memory(needs(config), jax.local_devices()[0], remedy)))
     functions = build(config, *shape, multipliers, mesh=mesh)
     key = jax.random.key(config.seed)
     init_key, train_key, evaluation_key = jax.random.split(key, 3)
-    shapes, copies = jax.eval_shape(functions.init, init_key), copies_in_memory(mesh)
-    parts = {"replay": copies * bytes_of(shapes.replay), "network and optimizer": copies * bytes_of(shapes.agent)}
-    told = together(lambda: require_memory(parts, jax.local_devices()[0], "take a smaller --replay-capacity"))
-    opened.progress.say(told)
     steps = config.iteration_frames // FRAME_SKIP
     new = new_stretch(steps, config.num_envs)
     # The last evaluation is saved too: a run that is stopped between its last save and its end still has a summary.

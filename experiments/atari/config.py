@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -13,16 +12,24 @@ from agents.family import FAMILY, AgentName, Ingredients
 from envs.atari import PROTOCOLS, AtariProtocol, resolve_game
 from envs.games import GAMES
 from experiments import harness
+from experiments.harness.bounds import A_SEED, at_least, check_bounds, more_than, read_if
 from experiments.harness.methods import MATCHING, NapConfig, OptimizerConfig, parse_method
 from experiments.harness.rivals import RivalsConfig
 from nap.layers import NormAxes
+
+ON_ALE = read_if(lambda config: config.on_ale, "ale-py's games")
+EXPLORES = read_if(lambda config: not config.ingredients.noisy, "agents that explore by epsilon, without noisy layers")
+PRIORITIZES = read_if(lambda config: config.ingredients.prioritized, "agents with prioritized replay: --agent rainbow")
+NORMALIZES = read_if(lambda config: parse_method(config.method).base != "none", "--method layernorm, rmsnorm or nap")
+BY_EPISODES = read_if(lambda config: not config.evaluation_frames, "evaluations without --evaluation-frames")
+ONE_GAME = read_if(lambda config: not config.games, "one game, without --games")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """An Atari run. Frames are the emulator's: 4 for each agent step."""
 
-    game: str = "pong"
+    game: Annotated[str, ONE_GAME] = "pong"
     """Any of ale-py's games: pong, space_invaders, ...; a small one of ours: catch, bricks, moving-goals-0 (to 7),
     switching-bright, switching-dim; or, with pgx, minatar-asterix (breakout, freeway, seaquest, space_invaders)."""
     games: str = ""
@@ -42,67 +49,72 @@ class Config:
     """Dense layers and epsilon-greedy exploration, not noisy layers (rainbow)."""
     no_prioritized: bool = False
     """Uniform replay (rainbow)."""
-    n_step: int = 0
+    n_step: Annotated[int, at_least(0)] = 0
     """Rewards summed before bootstrapping; 0: the agent's own number, 3 for rainbow and 1 for the others."""
     torso: Literal["nature", "impala"] = "nature"
     """The convolutions: Mnih et al.'s three layers, or the residual network of IMPALA. Other games than ale-py's have
     none, or MinAtar's own."""
-    hidden: int = 0
+    hidden: Annotated[int, at_least(0)] = 0
     """Units of each hidden dense layer; 0: the published 512, and 128 for MinAtar."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; its weights are float32."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """Determines the run, together with the other options and the version of the code."""
-    frames: int = 10_000_000
+    frames: Annotated[int, at_least(1)] = 10_000_000
     """Training frames."""
-    iteration_frames: int = 100_000
+    iteration_frames: Annotated[int, at_least(1)] = 100_000
     """Training frames between evaluations; a checkpoint is saved there, and new episodes begin."""
-    evaluation_episodes: int = 8
+    evaluation_episodes: Annotated[int, at_least(1), BY_EPISODES] = 8
     """Episodes of each evaluation, with learning and noise off; rounded up to a multiple of the environments."""
-    evaluation_frames: int = 0
+    evaluation_frames: Annotated[int, at_least(0)] = 0
     """Frames of each evaluation, instead of a number of episodes (DQN Zoo: 500,000); the episodes that begin within
     them count, and are played to their end."""
-    protocol: Literal["machado", "dqn-zoo"] = "machado"
+    protocol: Annotated[Literal["machado", "dqn-zoo"], ON_ALE] = "machado"
     """machado: sticky actions, no life-loss signal. dqn-zoo: no-op starts, zero discount on life loss."""
-    full_action_space: bool = False
+    full_action_space: Annotated[bool, ON_ALE] = False
     """All 18 actions, not only those that do something in the game."""
     environment: Annotated[AtariProtocol | None, tyro.conf.Suppress] = None
     """The protocol's settings, filled in from its name, so that the run's folder has them."""
-    num_envs: int = 8
+    num_envs: Annotated[int, at_least(1)] = 8
     """Environments stepped together."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     nap: NapConfig = dataclasses.field(default_factory=NapConfig)
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
-    norm_axes: NormAxes = "channels"
+    norm_axes: Annotated[NormAxes, NORMALIZES] = "channels"
     """What a convolution's normalization averages over: channels, or all (height, width and channels)."""
-    batch_size: int = 32
+    batch_size: Annotated[int, at_least(1)] = 32
     """Transitions in an update."""
-    update_period: int = 4
+    update_period: Annotated[int, at_least(1)] = 4
     """Agent steps for each update."""
-    target_period: int = 2000
+    target_period: Annotated[int, at_least(1)] = 2000
     """Updates between copies to the target network; the first period begins with the run, not with the first update."""
     reward: Literal["clipped", "raw"] = "clipped"
     """What is learned from: the game's rewards clipped to -1 to 1, or as they are. Scores are never clipped."""
-    gamma: float = 0.99
+    gamma: Annotated[float, more_than(0, most=1)] = 0.99
     """Discount of one agent step."""
-    replay_capacity: int = 1_000_000
+    replay_capacity: Annotated[int, at_least(1)] = 1_000_000
     """Agent steps in replay; 7,069 bytes each."""
-    priority_exponent: float = 0.5
+    priority_exponent: Annotated[float, at_least(0, most=1), PRIORITIZES] = 0.5
     """How much priorities count when experience is drawn: 0 not at all, 1 fully."""
-    importance_exponent: float = 0.4
+    importance_exponent: Annotated[float, at_least(0, most=1), PRIORITIZES] = 0.4
     """How far drawing by priority is corrected for at first; linear to 1 at the run's end."""
-    uniform_probability: float = 1e-3
+    uniform_probability: Annotated[float, at_least(0, most=1), PRIORITIZES] = 1e-3
     """Share of the draws that is uniform, with prioritized replay."""
-    min_replay_frames: int = 80_000
+    min_replay_frames: Annotated[int, at_least(0)] = 80_000
     """Frames before the first update."""
-    exploration_frames: int = 1_000_000
+    exploration_frames: Annotated[int, at_least(0), EXPLORES] = 1_000_000
     """Frames over which epsilon goes linearly from 1 to its end (not with noisy layers, which explore)."""
-    epsilon_end: float = 0.01
+    epsilon_end: Annotated[float, at_least(0, most=1), EXPLORES] = 0.01
     """Probability of a random action in training, at last (0 with noisy layers)."""
-    evaluation_epsilon: float = 0.001
+    evaluation_epsilon: Annotated[float, at_least(0, most=1)] = 0.001
     """Probability of a random action in evaluation."""
-    log_every: int = 500
+    log_every: Annotated[int, at_least(1)] = 500
     """Updates between records."""
+
+    @property
+    def on_ale(self) -> bool:
+        """Whether it is played on ale-py's emulator, so that the protocol is of use."""
+        return any(game not in GAMES for game in (self.games.split(",") if self.games else [self.game]))
 
     @property
     def ingredients(self) -> Ingredients:
@@ -193,6 +205,7 @@ def resolve(config: Config) -> Config:
     Raises:
       harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
+    check_bounds(config)
     try:
         game = _named(config.game)
     except ValueError as error:
@@ -202,26 +215,14 @@ def resolve(config: Config) -> Config:
             f"--schedule {config.optimizer.schedule}: it follows the norms of another run, so its own must be held: "
             f"--method nap, not {config.method}"
         )
+    if config.reward == "raw" and config.ingredients.distribution == "categorical" and game not in GAMES:
+        raise harness.UserError(
+            f"--reward raw: the returns that {config.agent} can tell apart go from -10 to 10, and a game's scores go "
+            "beyond; take --reward clipped, --no-distribution, or an agent without such an end, qr-dqn or iqn"
+        )
     if config.torso == "impala" and game in GAMES:
         raise harness.UserError(f"--torso impala: it is for ale-py's games, and {game} has a network of its own")
     _check_ingredients(config)
-    positive = ("frames", "iteration_frames", "evaluation_episodes", "num_envs", "batch_size", "update_period")
-    positive += ("target_period", "replay_capacity", "log_every", "project_every")
-    values = {**vars(config), **vars(config.optimizer), **vars(config.nap)}
-    least_0 = ("seed", "lr", "lr_end", "optimizer_epsilon", "clip", "n_step", "hidden", "evaluation_frames")
-    least_0 += ("exploration_frames",)
-    lowest = dict.fromkeys(positive, 1) | dict.fromkeys(least_0, 0)
-    for name, least in lowest.items():
-        if not least <= values[name] < math.inf:
-            said = f"--{name.replace('_', '-')} {values[name]}"
-            raise harness.UserError(f"{said}: it must be at least {least}, and finite")
-    probabilities = ("priority_exponent", "importance_exponent", "uniform_probability")
-    for name in ("epsilon_end", "evaluation_epsilon", *probabilities):
-        if not 0 <= values[name] <= 1:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must lie in 0 to 1")
-    for name in ("adam_b1", "adam_b2"):
-        if not 0 <= values[name] < 1:
-            raise harness.UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
     if config.frames % config.iteration_frames:
         nearest = max(1, round(config.frames / config.iteration_frames)) * config.iteration_frames
         raise harness.UserError(
@@ -256,8 +257,6 @@ def resolve(config: Config) -> Config:
         )
     if 0 < config.evaluation_frames < step:
         raise harness.UserError(f"--evaluation-frames {config.evaluation_frames}: it must be 0, or at least {step}")
-    if not 0 < config.gamma <= 1:
-        raise harness.UserError(f"--gamma {config.gamma}: it must be above 0 and at most 1")
     protocol = dataclasses.replace(PROTOCOLS[config.protocol], full_action_space=config.full_action_space)
     return dataclasses.replace(config, game=game, environment=protocol)
 

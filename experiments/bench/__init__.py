@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 from experiments import harness
 from experiments.bench import atari, checkpoint, games, in_sb3, plasticity, pqn, training
+from experiments.harness.bounds import at_least
 from experiments.harness.timing import Row, machine_facts, matmul_peak, table
 
 Name = Literal[
@@ -64,7 +65,7 @@ BENCHMARKS: Mapping[Name, Callable[[int], Iterator[Row]]] = MappingProxyType(
 class Options:
     """What to measure, and how often."""
 
-    repeats: int = 7
+    repeats: Annotated[int, at_least(1)] = 7
     """Repeats of each measurement; at least 5 for figures to be quoted."""
     only: tuple[Name, ...] = ()
     """Measure these only."""
@@ -79,8 +80,6 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options) -> None:
     """All the measurements that are asked for."""
-    if options.repeats < 1:
-        raise harness.UserError(f"--repeats {options.repeats}: it must be at least 1")
     # Two benchmarks start processes of their own, which could get nothing of a GPU that this one has taken whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     harness.enable_compilation_cache()

@@ -13,7 +13,7 @@ from experiments.harness.command_line import (
 from experiments.harness.compilation import enable_compilation_cache
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
 from experiments.harness.identity import config_hash
-from experiments.harness.jobs import Job, job_of
+from experiments.harness.jobs import Job, job_of, seeds_planned
 from experiments.harness.run import Run, open_run, run_folder
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "print_error",
     "run_command",
     "run_folder",
+    "seeds_planned",
     "unknown",
 ]

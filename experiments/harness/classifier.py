@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ import optax
 from jaxtyping import Float
 
 import nap
+from experiments.harness.bounds import SEEDS, at_least
 from experiments.harness.command_line import RunOptions, parse_command
 from experiments.harness.errors import UserError
-from experiments.harness.problems import Data, Method, Problem, Task, load_problem
+from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.problems import HEADS, Data, Method, Problem, Task, load_problem
 from experiments.harness.seeds import Seeds
+from experiments.harness.sizes import Needs, Sized, what_fits
 from nap import diagnostics
 
 PyTree = Any
@@ -35,7 +38,7 @@ SCORES = ("train_loss", "test_loss", "test_error")
 class FiveSeeds(RunOptions):
     """As every experiment's, with 5 seeds where nothing else is said."""
 
-    seeds: int = 5
+    seeds: Annotated[int, at_least(1, most=SEEDS)] = 5
     """How many seeds to run: --seed, --seed + 1, ..."""
 
 
@@ -73,8 +76,6 @@ def parse_study(
     config, options = parse_command(
         config_type, argv, name=name, description=description, options_type=options_type, presets=presets
     )
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: it must be at least 0")
     if not config.problem.hidden and config.method != "none":
         raise UserError(f"--method {config.method}: without a hidden layer there is nothing to normalize")
     problem, task = load_problem(config.problem)
@@ -124,6 +125,44 @@ def make_training(
         return Trained(dict(zip(SCORES, (train_loss, test_loss, test_error), strict=True)), trace)
 
     return train
+
+
+def memory_needed(
+    problem: Problem, task: Task, method: Method, optimizer: Optimizer, updates: int, runs: int
+) -> dict[str, int]:
+    """What some training runs take of the memory that they share at least, in bytes; of their traces, nothing.
+
+    Args:
+        problem: what is learned: `problem.hidden` and `problem.batch_size` need not be those of the task.
+        task: the problem with its data.
+        method: of the network.
+        optimizer: see `STEPS`.
+        updates: of the longest run.
+        runs: how many there are side by side, the seeds' together.
+    """
+    sharing = Seeds(runs)
+    params = jax.eval_shape(task.network(method, problem.hidden).init, jax.random.key(0))
+    state = jax.eval_shape(STEPS[optimizer](0.1).init, params)
+    epochs = -(-updates // max(1, len(task.data.y) // problem.batch_size))
+    return {
+        "learning rates": 4 * sharing.in_memory * updates,
+        "batches": 4 * sharing.at_once * epochs * len(task.data.y),  # the orders of all epochs
+        "networks": sharing.at_once * bytes_of((params, params, state)),  # with a gradient
+    }
+
+
+def require_study(config: Any, needs: Needs, *sized: str) -> None:
+    """Raises UserError where a study does not fit into the host's memory, with the largest options that do.
+
+    Args:
+        config: has a field `problem`, and `seeds`.
+        needs: what it takes; see `experiments.harness.sizes`.
+        sized: further fields that this depends on.
+    """
+    step = 2 * HEADS if config.problem.task == "text" else 1
+    widths = Sized("problem.hidden", step=step, least=step)
+    options = [*map(Sized, (*sized, "seeds", "problem.batch_size")), *([widths] if config.problem.hidden else [])]
+    require_memory(needs(config), None, what_fits(config, needs, options))
 
 
 def over_seeds(

@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+from experiments.harness.bounds import SEEDS, at_least, check_bounds, expanded, options_of, unread
 from experiments.harness.ends import expected_end
 from experiments.harness.errors import NonFinite, UserError, unknown
 from experiments.harness.grid import axes
@@ -22,7 +24,7 @@ from experiments.harness.watch import watched
 class RunOptions:
     """What every experiment takes beside its configuration. None of it changes what a run is, so none is hashed."""
 
-    seeds: int = 1
+    seeds: Annotated[int, at_least(1, most=SEEDS)] = 1
     """How many seeds to run: --seed, --seed + 1, ..."""
     out: Path = Path("runs")
     """The folder of all runs."""
@@ -36,7 +38,7 @@ class RunOptions:
 class DeviceOptions(RunOptions):
     """What an experiment takes besides, if a run of it can be spread over several devices."""
 
-    devices: int | None = None
+    devices: Annotated[int | None, at_least(1)] = None
     """Devices that share each batch; if not given, one, or all that several processes have. The result differs by
     rounding only; a run may go on with another number."""
     coordinator: str = ""
@@ -48,8 +50,7 @@ class DeviceOptions(RunOptions):
     """With --coordinator host:port: which of them this is, from 0."""
 
 
-SEEDS = 2**32
-"""How many seeds there are: JAX makes a random key of a seed's last 32 bits."""
+_LONGEST_WORD, _ENDS_OF_A_WORD = 200, 40  # of an error; what is longer is shown by its ends
 _OF_A_PROCESS = ("out", "process", "profile")
 """The options that processes which run together need not have in common."""
 
@@ -119,17 +120,24 @@ def parse_command(
     description: str | None,
     presets: Mapping[str, Any] | None = None,
     options_type: type[RunOptions] = RunOptions,
+    variants: Callable[[Any], Iterable[Any]] = lambda config: [config],
 ) -> tuple[Any, Any]:
     """The configuration and the shared options that a command line means; see `run_command` for the arguments.
 
+    Options that were typed and that the configuration does not read are told of, in a line each.
+
+    Args:
+        variants: the configurations of the runs that the command makes of its own, where that is more than one.
+
     Raises:
-        UserError: there is no such preset, an argument does not parse or has two values, or the seeds asked for do not
-            exist.
+        UserError: there is no such preset; an argument does not parse, has two values, or one that its field can't
+            have; or the seeds asked for do not exist.
         SystemExit: 0 after `--help`.
     """
     import tyro  # here, so that listing the experiments does not pay for it
 
-    for option, given in axes(argv).items():
+    typed = axes(argv)
+    for option, given in typed.items():
         if len(given) > 1:
             both = " and ".join(" ".join(words) for words in given[:2])
             raise UserError(f"{both}: a run has one {option}; python -m experiments sweep {name} ... runs all")
@@ -149,12 +157,12 @@ def parse_command(
     )
     start = presets[preset] if preset is not None else presets.get("default", config_type())
     default = command_type(start, options_type(), None)
-    command = parse_options(command_type, argv, name=name, description=description, default=default)
-    if not 1 <= command.options.seeds <= SEEDS:
-        raise UserError(f"--seeds {command.options.seeds}: at least 1 seed is needed, and there are {SEEDS}")
+    command = _parsed(command_type, argv, name=name, description=description, default=default)
     most = SEEDS - command.options.seeds
     if command.config.seed > most:
         raise UserError(f"--seed {command.config.seed}: beyond {SEEDS - 1} seeds repeat; the nearest is {most}")
+    _tell_unread(config_type, list(variants(command.config)), typed)
+    _tell_unread(options_type, [command], typed)
     return command.config, command.options
 
 
@@ -170,16 +178,28 @@ def parse_options(
         description: shown by `--help`.
         default: an instance with the defaults, for a dataclass without its own.
 
+    Options that were typed and that the others make useless are told of, in a line each.
+
+    Returns:
+        The instance; a leading ~ of its paths has become the home folder.
+
     Raises:
-        UserError: an argument does not parse.
+        UserError: an argument does not parse, or is none that its field can have (see `experiments.harness.bounds`).
         SystemExit: 0 after `--help`.
     """
+    meant = _parsed(options_type, argv, name=name, description=description, default=default)
+    _tell_unread(type(meant), [meant], axes(argv))
+    return meant
+
+
+def _parsed(options_type: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any) -> Any:
+    """See `parse_options`."""
     import tyro  # here, so that listing the experiments does not pay for it
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            meant = tyro.cli(
                 options_type,
                 args=list(argv),
                 default=tyro.MISSING_NONPROP if default is None else default,
@@ -190,7 +210,9 @@ def parse_options(
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(_out_of_the_box(said.getvalue())) from None
+        raise UserError(_in_a_line(said.getvalue(), type(default) if default is not None else options_type)) from None
+    check_bounds(meant)
+    return expanded(meant)
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
@@ -213,16 +235,45 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
 
 
 def print_error(error: Exception) -> None:
-    """Prints an error's message as one line on stderr."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Prints an error's message as one line on stderr, in which no word but a path is longer than a line."""
+    words = (_cut(word) for word in str(error).split())
+    print(f"error: {' '.join(words)}", file=sys.stderr)
 
 
-def _out_of_the_box(message: str) -> str:
-    """The parser's message as one line: without its frame, its heading and its last part, which points to --help."""
+def _cut(word: str) -> str:
+    too_long = len(word) > _LONGEST_WORD and "/" not in word
+    return f"{word[:_ENDS_OF_A_WORD]}...{word[-_ENDS_OF_A_WORD:]}" if too_long else word
+
+
+def _tell_unread(options_type: type, configs: Sequence[Any], typed: Iterable[str]) -> None:
+    for line in unread(options_type, configs, typed):
+        _tell(line)
+
+
+@functools.cache  # once for all cells of a grid
+def _tell(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
+def _in_a_line(message: str, options_type: Any) -> str:
+    """The parser's message as one line: without its frame, its heading, the help of the option, and the last part,
+    which points to --help; and of options that are like one that does not exist, the nearest."""
     lines = [line.strip("│| ") for line in message.splitlines()[1:]]
     parts = [" ".join(part.split()) for part in re.split(r"^[─-]{9,}$", "\n".join(lines), flags=re.MULTILINE)]
-    told = "; ".join(part for part in parts[:-1] or parts if part)
-    return re.sub(r"^Error parsing (config\S*: )?", "", told)
+    told = [part for part in parts[:-1] or parts if part and not part.startswith("Argument helptext")]
+    if unknown := re.match(r"Unrecognized options: (-[^\s,=]+)", told[0]):
+        return _unknown_option(unknown[1], options_type)
+    return re.sub(r"^Error parsing (config\S*: )?", "", "; ".join(told))
+
+
+def _unknown_option(name: str, options_type: Any) -> str:
+    import tyro
+
+    options = options_of(get_args(options_type)[0] if get_args(options_type) else options_type)
+    known = [option.name for option in options if tyro.conf.Suppress not in option.notes]
+    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "--help shows those there are"
+    return f"'{name}' is not an option; {hint}"
 
 
 def _preset_in(argv: Sequence[str]) -> str | None:
@@ -230,6 +281,7 @@ def _preset_in(argv: Sequence[str]) -> str | None:
     for position, argument in enumerate(argv):
         if argument.startswith("--preset="):
             return argument.removeprefix("--preset=")
-        if argument == "--preset" and position + 1 < len(argv):
-            return argv[position + 1]
+        following = argv[position + 1 : position + 2]
+        if argument == "--preset" and following and not following[0].startswith("--"):
+            return following[0]
     return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ _HASH_BYTES = 4  # 8 hexadecimal digits; a collision is met by comparing config.
 _PACKAGES = {"nap": "nap-jax", "jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "numpy": "numpy"}
 # What the environment sets JAX to, and numbers of which kind it computes with: an unfinished run keeps them.
 _KINDS_OF_NUMBERS = ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE")
+_LONGEST_NAME, _LONGEST_CUT = 255, 100
+"""Bytes of a folder's name, which file systems allow; and of a label in one that would be longer."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +46,8 @@ def plain(value: Any) -> Any:
 
 def _plain(value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain_field(field, getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {field.name: _plain_field(type(value), field.name, getattr(value, field.name)) for field in fields}
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, Mapping):
@@ -72,8 +77,13 @@ def config_hash(experiment: str, config: Any) -> str:
 
 
 def folder_name(label: str, digest: str) -> str:
-    """`<label>-<hash>`, or the hash alone; the label keeps letters, digits, `_`, `+` and `.`, the rest becomes `-`."""
+    """`<label>-<hash>`, or the hash alone; the label keeps letters, digits, `_`, `+` and `.`, the rest becomes `-`.
+
+    Of a label that makes a longer name than there can be, the beginning is kept: the hash tells the runs apart.
+    """
     slug = re.sub(r"[^A-Za-z0-9_+.]+", "-", label).strip("-.")
+    if len(f"{slug}-{digest}") > _LONGEST_NAME:
+        slug = slug[:_LONGEST_CUT].strip("-.")
     return f"{slug}-{digest}" if slug else digest
 
 
@@ -155,11 +165,17 @@ def command_line() -> str:
     return shlex.join(["python", program.name, *words])
 
 
-def _plain_field(field: dataclasses.Field[Any], value: Any) -> Any:
+def _plain_field(config_type: type, name: str, value: Any) -> Any:
     # A default of 1 for a float is the same configuration as `--name 1`, which the command line makes 1.0.
-    if field.type in (float, "float") and isinstance(value, int):
+    if isinstance(value, int) and _types_of(config_type)[name] is float:
         return float(value)
-    return _plain(value, _option(field.name))
+    return _plain(value, _option(name))
+
+
+@functools.cache
+def _types_of(config_type: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without what is declared of them."""
+    return typing.get_type_hints(config_type)
 
 
 def _git(*arguments: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from experiments.harness import folder as files
 from experiments.harness.command_line import RunOptions
+from experiments.harness.errors import UserError
 from experiments.harness.held import held_by, make
 from experiments.harness.records import row_step
 from experiments.harness.run import run_folder
@@ -36,6 +37,8 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SI
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout: Python finds the experiments here, wherever a job is started."""
 
+MOST_JOBS = 100_000
+"""Of a study: all of them are planned, each folder by its name, before the first one starts."""
 _TAIL_BYTES = 1 << 16
 _POLL_SECONDS = 0.1
 
@@ -78,6 +81,13 @@ def job_of(
     """
     folders = (run_folder(experiment, config, out=options.out, label=label(config)) for config in configs)
     return Job((experiment, *argv), tuple(folders))
+
+
+def seeds_planned(config: Any, options: RunOptions) -> range:
+    """The seeds of a command line that is to become jobs. Raises UserError where these are too many."""
+    if options.seeds > MOST_JOBS:
+        raise UserError(f"--seeds {options.seeds}: a sweep has at most {MOST_JOBS:,} runs")
+    return range(config.seed, config.seed + options.seeds)
 
 
 class Status(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 
 import nap
 from experiments.harness import rivals
+from experiments.harness.bounds import at_least, read_if
 from experiments.harness.errors import UserError, unknown
 from experiments.harness.rivals import Context, RivalsConfig, Setting
 from nap import interventions, paths, schedules
@@ -32,6 +33,26 @@ NOT_HOMOGENEOUS: tuple[ActivationName, ...] = ("rational", "fourier")
 """Activations for which scaling scale and offset together changes the function: projecting them would constrain it."""
 
 
+FIXED_END = ("constant", "step", "nap-cosine", "inverse-sqrt", "matching", "global-matching")
+"""The schedules that end where they do, whatever `lr_end` is."""
+
+
+def _reads_end(config: Any) -> bool:
+    return config.optimizer.schedule not in FIXED_END
+
+
+def _reads_epsilon(config: Any) -> bool:
+    if config.optimizer.optimizer == "adam":
+        return not rivals.has_part(config, "large-epsilon")
+    return config.optimizer.optimizer in ("radam", "rmsprop")
+
+
+def _reads_betas(config: Any) -> bool:
+    if config.optimizer.optimizer == "adam":
+        return not rivals.has_part(config, "equal-betas")
+    return config.optimizer.optimizer == "radam"
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and its learning rate."""
@@ -39,7 +60,7 @@ class OptimizerConfig:
     optimizer: Literal["adam", "radam", "rmsprop", "momentum", "sgd"] = "adam"
     """adam; radam (rectified, which is a warm-up); rmsprop (centred, decay 0.95, as DQN has it); momentum (0.9); sgd
     (plain)."""
-    lr: float = 6.25e-5
+    lr: Annotated[float, at_least(0)] = 6.25e-5
     """Learning rate, at its peak."""
     schedule: Literal[
         "constant",
@@ -62,15 +83,23 @@ class OptimizerConfig:
     from 1e-8 (a tenth of them at most), then a cosine to 1e-6. Or, for nap on Atari, as the growing norms of the same
     run with layernorm imply, which is made first: each hidden layer's rate by its own norm (matching) or all by the
     geometric mean (global-matching)."""
-    lr_end: float = 0.01
+    lr_end: Annotated[
+        float, at_least(0), read_if(_reads_end, "--schedule linear, cosine, rex, one-cycle, warmup-cosine or wsd")
+    ] = 0.01
     """Where the schedule ends, as a fraction of the peak; constant, step, nap-cosine, inverse-sqrt do not read it."""
-    optimizer_epsilon: float = 1.5e-4
+    optimizer_epsilon: Annotated[
+        float, at_least(0), read_if(_reads_epsilon, "--optimizer adam, radam or rmsprop, without large-epsilon")
+    ] = 1.5e-4
     """Added to the root of the second moment (adam), or inside the root (rmsprop)."""
-    adam_b1: float = 0.9
+    adam_b1: Annotated[
+        float, at_least(0, below=1), read_if(_reads_betas, "--optimizer adam or radam, without equal-betas")
+    ] = 0.9
     """Decay of Adam's first moment."""
-    adam_b2: float = 0.999
+    adam_b2: Annotated[
+        float, at_least(0, below=1), read_if(_reads_betas, "--optimizer adam or radam, without equal-betas")
+    ] = 0.999
     """Decay of Adam's second moment."""
-    clip: float = 10.0
+    clip: Annotated[float, at_least(0)] = 10.0
     """Largest global norm of the gradient; 0 for no clipping."""
 
 
@@ -118,12 +147,12 @@ WEIGHTS = (nap.Role.HIDDEN, nap.Role.NOISE, nap.Role.OUTPUT, nap.Role.OUTPUT_NOI
 class NapConfig:
     """Normalize-and-Project's own choices; no other method reads them, except `norm` (layernorm does)."""
 
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Annotated[Literal["layer", "rms"], rivals.of_parts("nap", "layernorm")] = "layer"
     """LayerNorm or RMSNorm before every nonlinearity."""
-    affine: Affine | Literal["auto"] = "auto"
+    affine: Annotated[Affine | Literal["auto"], rivals.of_parts("nap")] = "auto"
     """Scale and offset of hidden normalizations: projected jointly, regularized to 1 and 0, or left free; auto projects
     them before activations like ReLU, and regularizes them before others."""
-    project_every: int = 1
+    project_every: Annotated[int, at_least(1), rivals.of_parts("nap")] = 1
     """Project after every so many updates."""
 
 
@@ -229,7 +258,6 @@ def make_optimizer(
     context = Context(rivals_config, setting, rate, features_per_unit(method.activation))
     chosen = method.interventions
     try:
-        rivals.check(rivals_config)
         before = [build(context) for name, build in rivals.REGULARIZERS.items() if name in chosen]
         clip = [_clip_by_global_norm(config.clip)] if config.clip else []
         optimizer = _step(method, config, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from envs.fingerprints import of_dataset
 from envs.loaders import byte_tokenizer, fingerprint, load_text, tokenize, unread_files
 from envs.loaders.sequences import cut
 from envs.loaders.text import STANDARD_LIBRARY
+from experiments.harness.bounds import A_PATH, at_least
 from experiments.harness.data import refused, say_unread
 from experiments.harness.errors import UserError
 from nap.layers import Output, identity
@@ -41,14 +42,14 @@ class Problem:
 
     task: Literal["images", "text"] = "images"
     """images: their classes, by an MLP; text: each next byte, by a transformer."""
-    data: str = ""
+    data: Annotated[str, A_PATH] = ""
     """images: fashion-mnist, mnist, digits, cifar10, cifar100 or the path of an .npz file; "" for what is on the
     machine. text: a file or a folder; "" for stdlib, Python's own library."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[int, ...], at_least(1)] = (64, 64)
     """images: widths of the hidden layers; with no number logistic regression. text: of the blocks, all alike."""
-    batch_size: int = 50
+    batch_size: Annotated[int, at_least(1)] = 50
     """Images, or sequences of 32 bytes, in an update."""
-    label_noise: float = 0.0
+    label_noise: Annotated[float, at_least(0, below=1)] = 0.0
     """How likely a label is replaced by a random one, anew whenever it is seen; losses are expectations over it."""
 
 
@@ -75,7 +76,7 @@ class Task(NamedTuple):
         data: in NumPy's arrays.
         classes: what a target can be.
         scored: at most so many examples of each part are scored.
-        network: (method) -> the functions of its network.
+        network: (method, widths of the hidden layers; by default the problem's) -> the functions of its network.
         prepared: (x) -> what the network takes.
         fingerprints: of what the data come from, by the option that names it.
     """
@@ -83,7 +84,7 @@ class Task(NamedTuple):
     data: Data
     classes: int
     scored: int
-    network: Callable[[Method], Network]
+    network: Callable[..., Network]
     prepared: Callable[[jax.Array], jax.Array]
     fingerprints: Mapping[str, str]
 
@@ -94,10 +95,6 @@ def load_problem(problem: Problem) -> tuple[Problem, Task]:
     Raises:
         UserError: the data are not there, or a value makes no sense.
     """
-    if problem.hidden and min(problem.hidden) < 1:
-        raise UserError(f"--hidden {' '.join(map(str, problem.hidden))}: widths of 1 or more")
-    if not 0 <= problem.label_noise < 1:
-        raise UserError(f"--label-noise {problem.label_noise:g}: it must be at least 0 and below 1")
     of_text = problem.task == "text"
     problem = dataclasses.replace(problem, data=problem.data or (STANDARD_LIBRARY if of_text else default_name()))
     task = (_text if of_text else _images)(problem)
@@ -138,14 +135,14 @@ def _images(problem: Problem) -> Task:
     told = {"--data": of_dataset(dataset)}
     inputs, classes = math.prod(dataset.images.shape[1:]), dataset.classes
 
-    def make(method: Method, rngs: nnx.Rngs) -> Any:
-        if not problem.hidden:
+    def make(method: Method, hidden: tuple[int, ...], rngs: nnx.Rngs) -> Any:
+        if not hidden:
             return LogisticRegression(inputs, classes, rngs=rngs)
         norm = "none" if method == "none" else "layer"
-        return MLP(inputs, problem.hidden, classes, norm=norm, rngs=rngs)
+        return MLP(inputs, hidden, classes, norm=norm, rngs=rngs)
 
     data = Data(dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-    network = _network_of(make)
+    network = _network_of(make, problem)
     return Task(data, classes, MOST_SCORED["images"], network, lambda x: x.astype(jnp.float32) / 255, told)
 
 
@@ -163,14 +160,14 @@ def _text(problem: Problem) -> Task:
     if not all(len(x) for x, _ in parts):
         raise UserError(f"--data {problem.data}: a sequence of {CONTEXT} bytes is needed in both parts of the text")
 
-    def make(method: Method, rngs: nnx.Rngs) -> Any:
+    def make(method: Method, hidden: tuple[int, ...], rngs: nnx.Rngs) -> Any:
         plain = method == "none"
         return Transformer(
             tokenizer.vocabulary,
             context=CONTEXT,
-            layers=len(sizes),
+            layers=len(hidden),
             heads=HEADS,
-            width=sizes[0],
+            width=hidden[0],
             norm="layer",
             placement="pre" if plain else "every",
             qk_norm=not plain,
@@ -180,7 +177,7 @@ def _text(problem: Problem) -> Task:
     (x, y), (test_x, test_y) = parts
     data = Data(x[:MOST_SEQUENCES], y[:MOST_SEQUENCES], test_x, test_y)
     told = {"--data": fingerprint((*corpus.documents, *corpus.held_out))}
-    return Task(data, tokenizer.vocabulary, MOST_SCORED["text"], _network_of(make), identity, told)
+    return Task(data, tokenizer.vocabulary, MOST_SCORED["text"], _network_of(make, problem), identity, told)
 
 
 def _sequences(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,5 +187,8 @@ def _sequences(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return batch.inputs, batch.targets
 
 
-def _network_of(make: Callable[[Method, nnx.Rngs], Any]) -> Callable[[Method], Network]:
-    return lambda method: as_functions(lambda rngs: make(method, rngs))
+def _network_of(make: Callable[..., Any], problem: Problem) -> Callable[..., Network]:
+    def network(method: Method, hidden: tuple[int, ...] = problem.hidden) -> Network:
+        return as_functions(lambda rngs: make(method, hidden, rngs))
+
+    return network

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import optax
 
 import nap
+from experiments.harness.bounds import ReadIf, at_least, more_than
 from nap import interventions
 from nap.networks import Network
+
+
+def has_part(config: Any, *names: str) -> bool:
+    """Whether the method of a configuration has one of these parts."""
+    return not set(config.method.split("+")).isdisjoint(names)
+
+
+def of_parts(*names: str) -> ReadIf:
+    """Declares that an option is read where the method has one of these parts."""
+    return ReadIf(lambda config: has_part(config, *names), f"--method with {' or '.join(names)}")
+
+
+ONCE_A_TASK = (
+    "reset-head", "reset-layers", "reset-network", "reset-optimizer", "dash", "hard-shrink-and-perturb",
+    "hare-and-tortoise",
+)  # fmt: skip
+"""Those that come once a task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,62 +38,62 @@ class RivalsConfig:
     """Strengths of the interventions, each read by the one it is named after. Defaults are published ones where there
     are any."""
 
-    every: int = 0
+    every: Annotated[int, at_least(0), of_parts(*ONCE_A_TASK)] = 0
     """Updates between the interventions that come once a task (reset-*, hard-shrink-and-perturb, hare-and-tortoise,
     dash); 0: at the end of every task."""
-    l2_strength: float = 1e-3
+    l2_strength: Annotated[float, at_least(0), of_parts("l2")] = 1e-3
     """l2: weight of ||theta||^2 / 2, normalizations left out: what a weight decay in the gradient is."""
-    weight_decay: float = 1e-2
+    weight_decay: Annotated[float, at_least(0), of_parts("weight-decay")] = 1e-2
     """weight-decay: share of each matrix and kernel that is taken away at every update, in learning rates (decoupled,
     as in AdamW); 0.1 is usual for language. Behind momentum (0.9), which makes a step ten gradients, ten times what is
     usual inside the gradient: 5e-3 for 5e-4."""
-    l2_init_strength: float = 1e-2
+    l2_init_strength: Annotated[float, at_least(0), of_parts("l2-init")] = 1e-2
     """l2-init: weight of ||theta - theta_0||^2 / 2, normalizations left out (Kumar et al.'s best with Adam)."""
-    w2_init_strength: float = 1e-2
+    w2_init_strength: Annotated[float, at_least(0), of_parts("w2-init")] = 1e-2
     """w2-init: weight of the squared Wasserstein distance to the initial weights."""
-    parseval_strength: float = 1e-3
+    parseval_strength: Annotated[float, at_least(0), of_parts("parseval")] = 1e-3
     """parseval: weight of ||W W^T - 2 I||^2 in a layer of 64 units; one of n units has (64 / n)^2 times that."""
-    spectral_strength: float = 1e-3
+    spectral_strength: Annotated[float, at_least(0), of_parts("spectral-regularization")] = 1e-3
     """spectral-regularization: weight of (sigma_max^k - 1)^2."""
-    shrink: float = 1e-4
+    shrink: Annotated[float, at_least(0, most=1), of_parts("shrink-and-perturb")] = 1e-4
     """shrink-and-perturb: share of each weight that is taken away at every update."""
-    perturb: float = 1e-2
+    perturb: Annotated[float, at_least(0), of_parts("shrink-and-perturb")] = 1e-2
     """shrink-and-perturb: share of a fresh draw that is added at every update."""
-    hard_shrink: float = 0.5
+    hard_shrink: Annotated[float, at_least(0, most=1), of_parts("hard-shrink-and-perturb")] = 0.5
     """hard-shrink-and-perturb: share of each weight that a fresh draw replaces."""
-    clip_kappa: float = 3.0
+    clip_kappa: Annotated[float, more_than(0), of_parts("weight-clipping")] = 3.0
     """weight-clipping: largest weight, in bounds of the uniform initialization."""
-    noise: float = 0.01
+    noise: Annotated[float, at_least(0), of_parts("noisy-updates")] = 0.01
     """noisy-updates: standard deviation of the noise on each update, in learning rates."""
-    upgd_sigma: float = 1e-3
+    upgd_sigma: Annotated[float, at_least(0), of_parts("upgd")] = 1e-3
     """upgd: standard deviation of the noise on the gradient."""
-    upgd_weight_decay: float = 1e-3
+    upgd_weight_decay: Annotated[float, at_least(0), of_parts("upgd")] = 1e-3
     """upgd: weight decay, in learning rates."""
-    redo_tau: float = 0.025
+    redo_tau: Annotated[float, of_parts("redo")] = 0.025
     """redo: largest dormancy score of a dormant unit."""
-    redo_every: int = 1000
+    redo_every: Annotated[int, at_least(1), of_parts("redo")] = 1000
     """redo: updates between recyclings."""
-    redo_batches: int = 16
+    redo_batches: Annotated[int, at_least(1), of_parts("redo")] = 16
     """redo: batches, the last before a recycling, that the scores are of."""
-    replacement_rate: float = 1e-4
+    replacement_rate: Annotated[float, at_least(0, most=1), of_parts("continual-backprop")] = 1e-4
     """continual-backprop: share of a layer's mature units that is replaced at every update."""
-    maturity: int = 100
+    maturity: Annotated[int, at_least(0), of_parts("continual-backprop")] = 100
     """continual-backprop: updates before a unit may be replaced."""
-    snr_percentile: float = 0.99
+    snr_percentile: Annotated[float, more_than(0, most=1), of_parts("self-normalized-resets")] = 0.99
     """self-normalized-resets: share of a unit's silences that are as long as its threshold or shorter."""
-    tortoise_momentum: float = 0.999
+    tortoise_momentum: Annotated[float, at_least(0, most=1), of_parts("hare-and-tortoise")] = 0.999
     """hare-and-tortoise: of the moving average of the weights."""
-    dash_alpha: float = 0.3
+    dash_alpha: Annotated[float, more_than(0, most=1), of_parts("dash")] = 0.3
     """dash: weight of a new gradient in the moving average."""
-    dash_shrink: float = 0.3
+    dash_shrink: Annotated[float, at_least(0, most=1), of_parts("dash")] = 0.3
     """dash: least factor that weights are shrunk by."""
-    dash_window: int = 10
+    dash_window: Annotated[int, at_least(1), of_parts("dash")] = 10
     """dash: updates over which the gradient on new data is averaged, with the weights held still."""
-    large_epsilon: float = 1e-3
+    large_epsilon: Annotated[float, at_least(0), of_parts("large-epsilon")] = 1e-3
     """large-epsilon: Adam's epsilon."""
-    equal_beta: float = 0.9
+    equal_beta: Annotated[float, at_least(0, most=1), of_parts("equal-betas")] = 0.9
     """equal-betas: both of Adam's decays."""
-    inject_at: float = 0.5
+    inject_at: Annotated[float, at_least(0, most=1), of_parts("plasticity-injection")] = 0.5
     """plasticity-injection: when the head is replaced, as a share of the run; for a sequence's fresh agents, of the
     sequence's run."""
 
@@ -211,27 +228,8 @@ AFTER: dict[str, Build] = {
 }
 """Behind the optimizer, on the weights it leads to, in this order."""
 
-ONCE_A_TASK = (
-    "reset-head", "reset-layers", "reset-network", "reset-optimizer", "dash", "hard-shrink-and-perturb",
-    "hare-and-tortoise",
-)  # fmt: skip
-"""Those that come once a task."""
-
 RECYCLING = ("redo", "continual-backprop", "self-normalized-resets", "reset-head", "reset-layers")
 """Those that reset an optimizer's state for a part of the weights."""
-
-
-_MOST = {"weight_decay": math.inf, "noise": math.inf, "large_epsilon": math.inf, "equal_beta": 1.0, "inject_at": 1.0}
-"""The strengths that no intervention checks itself, with the largest that makes sense; the least is 0."""
-
-
-def check(config: RivalsConfig) -> None:
-    """Raises ValueError where a strength makes no sense that nothing further down would refuse."""
-    for name, most in _MOST.items():
-        value = getattr(config, name)
-        if not 0 <= value <= most or math.isinf(value):
-            bound = "at least 0 and finite" if math.isinf(most) else f"in 0 to {most:g}"
-            raise ValueError(f"--{name.replace('_', '-')} is {value:g}, must be {bound}")
 
 
 def names() -> list[str]:

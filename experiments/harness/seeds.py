@@ -48,6 +48,8 @@ class Seeds:
         count: the number of seeds.
         padded: the number that is computed: a multiple of the number of devices. The last ones are dropped.
         per_device: how many of them each device has.
+        in_memory: how many of them have their states in one memory: all of them on a CPU, whose devices share it.
+        at_once: how many of them are computed at a time in one memory, at least.
     """
 
     def __init__(self, count: int) -> None:
@@ -56,10 +58,14 @@ class Seeds:
         self._mesh = Mesh(np.asarray(devices[:most]), ("seeds",))
         self.count, self.padded = count, -(-count // self._mesh.size) * self._mesh.size
         self.per_device = self.padded // self._mesh.size
+        on_host = jax.default_backend() == "cpu"
+        self.in_memory = self.padded if on_host else self.per_device
+        self.at_once = self._mesh.size if on_host else 1
 
     def keys(self, first_seed: int) -> jax.Array:
         """A random key for each seed, padded: seed s has the same key however many seeds there are."""
-        return self.divided(jnp.stack([jax.random.key(first_seed + i) for i in range(self.padded)]))
+        numbers = (first_seed + np.arange(self.padded)).astype(np.uint32)  # the last 32 bits, as `jax.random.key` does
+        return self.divided(jax.vmap(jax.random.key)(numbers))
 
     def divided(self, own: PyTree) -> PyTree:
         """What belongs to the seeds, of which the leading axis has `padded`: each device's part on it."""

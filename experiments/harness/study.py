@@ -27,6 +27,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ from typing import Any, NamedTuple
 from experiments.harness.catalogue import catalogue
 from experiments.harness.errors import UserError, unknown
 from experiments.harness.grid import Words, axes, product
-from experiments.harness.jobs import Job
+from experiments.harness.jobs import MOST_JOBS, Job
 
 _KEYS = ("experiment", "fixed", "grid", "cell")
 
@@ -108,7 +109,10 @@ def plan(target: str, argv: Sequence[str]) -> list[Job]:
         raise UserError("--fresh: not for a sweep, whose runs go on where they were left; delete their folders instead")
     for name in axes(argv).keys() & {name for cell in study.cells for name in cell}:
         raise UserError(f"{name}: the study's cells set it")
-    commands = [command for cell in study.cells for command in product({**options, **cell})]
+    grids = [{**options, **cell} for cell in study.cells]
+    if (count := sum(math.prod(map(len, grid.values())) for grid in grids)) > MOST_JOBS:
+        raise UserError(f"{target}: {count:,} combinations; a sweep has at most {MOST_JOBS:,} runs")
+    commands = [command for grid in grids for command in product(grid)]
     jobs: list[Job] = []
     taken: set[Path] = set()
     for command in commands:
@@ -122,6 +126,8 @@ def plan(target: str, argv: Sequence[str]) -> list[Job]:
             taken.update(folders)
             if folders:
                 jobs.append(Job(job.argv, folders, Path.cwd()))
+        if len(jobs) > MOST_JOBS:
+            raise UserError(f"{target}: a sweep has at most {MOST_JOBS:,} runs")
     return jobs
 
 
@@ -153,13 +159,26 @@ def _named(path: Path, options: Sequence[tuple[str, list[Words]]]) -> dict[str, 
 
 def _words(path: Path, name: str, value: Any, plan_of: Callable[[list[str]], list[Job]]) -> Words:
     """An option and its value as they would be typed; nothing for a flag that is not set."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"{path}: {name!r} is not an option's name")
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return _flag(path, name, value, _options_of(plan_of))
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, (str, int, float)) for one in values):
         raise UserError(f"{path}: {name} = {value!r}: it must be a text, a number, true, false, or a list of these")
+    for one in values:
+        if isinstance(one, str) and one.startswith("-") and not _is_number(one):
+            raise UserError(f"{path}: {name} = {one!r}: a value can't look like an option; give options by their names")
     return (option, *map(str, values))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _flag(path: Path, name: str, value: bool, options: Mapping[str, bool]) -> Words:

@@ -9,9 +9,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import nap
+from experiments.harness.bounds import at_least, check_bounds
+from experiments.harness.divisors import divisors
 from experiments.harness.errors import UserError
 from experiments.harness.methods import (
     MATCHING,
-    Method,
     NapConfig,
     OptimizerConfig,
     make_optimizer,
@@ -37,15 +37,15 @@ from nap.paths import PyTree
 class TrainingConfig:
     """Batches and averages."""
 
-    batch_size: int = 128
+    batch_size: Annotated[int, at_least(1)] = 128
     """Examples (of text: sequences) of an update, on all devices together."""
-    accumulate: int = 1
+    accumulate: Annotated[int, at_least(1)] = 1
     """Parts of a batch that go through the network one after another, their gradients summed: less memory."""
-    ema: float = 0.0
+    ema: Annotated[float, at_least(0, below=1)] = 0.0
     """Decay of the moving average of the weights that is evaluated; 0: the weights themselves are."""
-    evaluations: int = 10
+    evaluations: Annotated[int, at_least(1)] = 10
     """Evaluations on all held-out data, evenly over the run."""
-    log_every: int = 50
+    log_every: Annotated[int, at_least(1)] = 50
     """Updates between records."""
 
     @property
@@ -272,40 +272,17 @@ def evaluated(state: State) -> tuple[PyTree, PyTree]:
     return state.average or (state.params, state.rest)
 
 
-def check(
-    method: Method,
-    training: TrainingConfig,
-    optimizer: OptimizerConfig,
-    nap_config: NapConfig,
-    lowest: Mapping[str, tuple[float, float]],
-) -> None:
-    """Raises UserError for values that make no sense in a supervised experiment, with the option.
-
-    Args:
-        method: the parts of its name.
-        training: of the run.
-        optimizer: likewise.
-        nap_config: likewise.
-        lowest: what else is checked: values and the least that each can be, by the option's name without dashes.
-    """
+def check(config: SupervisedConfig) -> None:
+    """Raises UserError for values that make no sense in a supervised experiment, with the option."""
+    check_bounds(config)
+    method, training, optimizer = parse_method(config.method), config.training, config.optimizer
     for name in (*RECYCLING, "plasticity-injection"):
         if name in method.interventions:
             raise UserError(f"--method {name}: it needs a plain network's hidden units; take l2-init, or another rival")
     if optimizer.schedule in MATCHING:
         raise UserError(f"--schedule {optimizer.schedule}: it is for atari")
-    values = {**vars(training), **vars(optimizer), **vars(nap_config)}
-    ones = ("batch_size", "accumulate", "evaluations", "log_every", "project_every")
-    bounds = {name: (values[name], 1) for name in ones}
-    bounds |= {name: (values[name], 0) for name in ("lr", "lr_end", "optimizer_epsilon", "clip")}
-    for name, (value, least) in {**bounds, **lowest}.items():
-        if not least <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least {least}, and finite")
-    for name in ("ema", "adam_b1", "adam_b2"):
-        if not 0 <= values[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} {values[name]}: it must be at least 0 and below 1")
     if training.batch_size % training.accumulate:
-        near = [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0]
-        nearest = min(near, key=lambda n: abs(n - training.accumulate))
+        nearest = min(divisors(training.batch_size), key=lambda n: abs(n - training.accumulate))
         raise UserError(
             f"--accumulate {training.accumulate}: it must divide the batch of {training.batch_size}; the nearest is "
             f"{nearest}"

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.streams import Stream
+from envs.streams import STREAMS, Protocol, Stream
+from experiments.harness.bounds import MOST, ReadIf, at_least, inside, read_if
+from experiments.harness.divisors import divisors
+from experiments.harness.errors import UserError
 from experiments.harness.learner import Learner, LearnerState, Score
 
 PyTree = Any
@@ -23,6 +26,32 @@ Row = dict[str, jax.Array]
 PROBE = 1024
 """Examples of a task that its loss and its units are measured on; all of them where it has fewer."""
 TEST_BATCH = 1000
+
+
+def _of_stream(name: str) -> ReadIf:
+    return read_if(lambda config: config.stream == name, f"--stream {name}")
+
+
+_COUNT = at_least(1)
+_OFFSET, _SLOW = _of_stream("growing-offset"), _of_stream("slowly-changing-regression")
+PROTOCOL_BOUNDS = inside(
+    tasks=_COUNT,
+    epochs=_COUNT,
+    examples=_COUNT,
+    batch_size=_COUNT,
+    steps=_COUNT,
+    classes_per_task=(_COUNT, _of_stream("class-incremental")),
+    easy_examples=(_COUNT, _of_stream("five-plus-one")),
+    blend=(_COUNT, _of_stream("interpolated-permutations")),
+    inputs=(_COUNT, read_if(lambda config: not STREAMS[config.stream].needs_data, "regressions, without images")),
+    slow_bits=(_COUNT, _SLOW),
+    change=_SLOW,
+    features=(_COUNT, _SLOW),
+    beta=_SLOW,
+    frequency=_OFFSET,
+    growth=_OFFSET,
+)
+"""What is declared of a stream's numbers, in a configuration that has a field `stream`."""
 
 
 class Own(NamedTuple):
@@ -44,11 +73,21 @@ class Result(NamedTuple):
     row: Row
 
 
+def check_length(protocol: Protocol) -> None:
+    """Raises UserError for more updates than can be counted, with the most tasks, or epochs of a task, there can be."""
+    each = protocol.updates_per_task
+    if each > MOST:
+        most = MOST // protocol.steps_per_epoch
+        raise UserError(f"--epochs {protocol.epochs}: a task of {each} updates; there can be {MOST}: --epochs {most}")
+    if protocol.tasks * each > MOST:
+        most, updates = MOST // each, protocol.tasks * each
+        raise UserError(f"--tasks {protocol.tasks}: {updates} updates in all; there can be {MOST}: --tasks {most}")
+
+
 def nearest_stretch(updates: int, steps: int, epochs: int) -> int:
     """The length nearest in ratio that divides a task of `epochs` x `steps` updates as `make_stretch` needs it."""
-    within = [length for length in range(1, steps + 1) if steps % length == 0]
-    whole = [number * steps for number in range(1, epochs + 1) if epochs % number == 0]
-    return min([*within, *whole], key=lambda length: abs(math.log(length / updates)))
+    whole = [number * steps for number in divisors(epochs)]
+    return min([*divisors(steps), *whole], key=lambda length: abs(math.log(length / updates)))
 
 
 def repeat(body: Callable[[jax.Array, PyTree], PyTree], carry: PyTree, first: int | jax.Array, count: int) -> PyTree:

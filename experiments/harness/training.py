@@ -23,7 +23,8 @@ from envs.loaders import WHOLE, Loader, Share
 from experiments.harness.command_line import DeviceOptions
 from experiments.harness.errors import UserError
 from experiments.harness.grid import with_options
-from experiments.harness.jobs import Job, job_of
+from experiments.harness.jobs import Job, job_of, seeds_planned
+from experiments.harness.memory import require_memory
 from experiments.harness.mesh import (
     batch_of,
     check_divisible,
@@ -34,8 +35,9 @@ from experiments.harness.mesh import (
     on_every_device,
 )
 from experiments.harness.methods import learning_rate
-from experiments.harness.processes import check_alone, several, writes
+from experiments.harness.processes import check_alone, several, together, writes
 from experiments.harness.run import Run, open_run
+from experiments.harness.sizes import Needs, Sized, what_fits
 from experiments.harness.supervised import (
     Learner,
     State,
@@ -166,8 +168,7 @@ def jobs_of_seeds(
         UserError: a run is to have several processes.
     """
     check_alone(options.coordinator)
-    seeds = range(config.seed, config.seed + options.seeds)
-    ones = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    ones = [dataclasses.replace(config, seed=seed) for seed in seeds_planned(config, options)]
     return [
         job_of(name, with_options(argv, {"--seeds": None, "--seed": one.seed}), [one], options, label) for one in ones
     ]
@@ -177,12 +178,14 @@ def run_to_end(
     name: str,
     config: SupervisedConfig,
     options: TrainingOptions,
-    task: Task,
+    task_of: Callable[[Any], Task],
     data: Data,
     *,
     label: str,
-    counted: StatefulNetwork | None = None,
-    at_end: Callable[[Run, State], Mapping[str, Any]] = lambda opened, state: {},
+    needs: Needs,
+    sized: Sequence[Sized],
+    counted: Callable[[], StatefulNetwork] | None = None,
+    at_end: Callable[[Run, Task, State], Mapping[str, Any]] = lambda opened, task, state: {},
 ) -> Path:
     """A supervised experiment's run, from its beginning or from where it was left, to its end; prints what came of it.
 
@@ -190,27 +193,35 @@ def run_to_end(
         name: of the experiment.
         config: resolved.
         options: the other options.
-        task: what is learned.
+        task_of: (configuration) -> what is learned; called once it is known to fit.
         data: what on.
         label: of the run's folder.
-        counted: a network with the same parameters and products of which `training_flops` sees all; None: the task's.
-        at_end: (the run, the last state) -> what its summary says besides.
+        needs: (configuration) -> what the run takes of a device's memory at least; see
+            `experiments.harness.training_memory`.
+        sized: the options that this depends on.
+        counted: makes a network with the same parameters and products of which `training_flops` sees all; None: it is
+            the task's.
+        at_end: (the run, what was learned, the last state) -> what its summary says besides.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: data turn out to be damaged where they are read; what is saved by then stays.
+        UserError: it can't fit, with the largest options that do; or data turn out to be damaged where they are read,
+            and what is saved by then stays.
     """
     extent: dict[str, Any] = {"total": config.updates, "unit": "updates"}
     with open_run(name, config, options, label=label, data=data.fingerprints, **extent) as opened:
         if not opened.done:
+            remedy = what_fits(config, needs, sized)
+            together(lambda: require_memory(needs(config), jax.local_devices()[0], remedy))
+            task = task_of(config)
             learner = learner_of(task, config)
             if counted is not None:
-                learner = learner._replace(forward=learner_of(task._replace(network=counted), config).forward)
+                learner = learner._replace(forward=learner_of(task._replace(network=counted()), config).forward)
             with opened.reading_data():
                 state, last = train(opened, learner, data, config, options)
-                opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
+                opened.finish({"updates": config.updates, **last, **at_end(opened, task, state)})
         summary = opened.summary
         if writes():
             numbers = {of: value for of, value in summary.items() if not isinstance(value, str)}

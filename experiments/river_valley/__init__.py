@@ -28,6 +28,7 @@ import tyro
 from jaxtyping import Float
 
 from experiments import harness
+from experiments.harness.bounds import A_SEED, NOT_EMPTY, SEEDS, at_least
 from experiments.harness.claims import Claim, above, claims_table, near
 from experiments.harness.classifier import (
     SCORES,
@@ -35,7 +36,9 @@ from experiments.harness.classifier import (
     Optimizer,
     best_peak,
     make_training,
+    memory_needed,
     parse_study,
+    require_study,
     scores_over_seeds,
 )
 from experiments.harness.problems import TEXT, Method, Problem, Task
@@ -78,15 +81,15 @@ class Config:
     optimizer: Optimizer = "momentum"
     """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
     problem: Problem = dataclasses.field(default_factory=lambda: Problem(batch_size=20, label_noise=0.5))
-    budgets: tuple[int, ...] = (1500, 3000, 6000)
+    budgets: Annotated[tuple[int, ...], at_least(1), NOT_EMPTY] = (1500, 3000, 6000)
     """Updates after which a decayed network is wanted."""
-    bigram_tokens: int = BIGRAMS.tokens
+    bigram_tokens: Annotated[int, at_least(4)] = BIGRAMS.tokens
     """Vocabulary of the table of bigrams."""
     rates: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
     """The peaks that are tried; a schedule has one for all budgets."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 5
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 5
     """How many seeds, as --seeds says."""
 
     @property
@@ -114,37 +117,38 @@ def rates_until(schedule: str, budgets: Sequence[int], which: int) -> Float[np.n
 
     Every schedule but `cosine-each` spends as many updates on all budgets up to this one as the budget says.
     """
-    return _UNTIL[schedule](budgets, which)
+    rate, updates = _UNTIL[schedule](budgets, which)
+    return np.asarray(rate(np.arange(updates)))
 
 
-def _read(schedule: optax.Schedule, updates: int) -> Float[np.ndarray, " updates"]:
-    return np.asarray(schedule(np.arange(updates)))
+Until = tuple[optax.Schedule, int]
+"""A schedule, and the updates that it is followed for."""
 
 
 def _decays(budgets: Sequence[int]) -> list[int]:
     return [round(DECAY * budget) for budget in budgets]
 
 
-def _wsd_s(budgets: Sequence[int], which: int) -> np.ndarray:
-    return _read(schedules.wsd_s(1.0, budgets, warmup=0, decay=_decays(budgets)), budgets[which])
+def _wsd_s(budgets: Sequence[int], which: int) -> Until:
+    return (schedules.wsd_s(1.0, budgets, warmup=0, decay=_decays(budgets)), budgets[which])
 
 
-def _wsd(budgets: Sequence[int], which: int) -> np.ndarray:
+def _wsd(budgets: Sequence[int], which: int) -> Until:
     decays = _decays(budgets)
     length = budgets[which] - sum(decays[:which])  # the trunk, which all share, and this budget's branch
-    return _read(schedules.wsd(1.0, length, warmup=0, decay=decays[which], profile=profiles.reciprocal(END)), length)
+    return (schedules.wsd(1.0, length, warmup=0, decay=decays[which], profile=profiles.reciprocal(END)), length)
 
 
-def _cosine_cycles(budgets: Sequence[int], which: int) -> np.ndarray:
+def _cosine_cycles(budgets: Sequence[int], which: int) -> Until:
     cycles = np.diff([0, *budgets]).tolist()
-    return _read(schedules.cosine_restarts(1.0, cycles, end=END), budgets[which])
+    return (schedules.cosine_restarts(1.0, cycles, end=END), budgets[which])
 
 
-def _cosine_each(budgets: Sequence[int], which: int) -> np.ndarray:
-    return _read(schedules.cosine(1.0, budgets[which], end=END), budgets[which])
+def _cosine_each(budgets: Sequence[int], which: int) -> Until:
+    return (schedules.cosine(1.0, budgets[which], end=END), budgets[which])
 
 
-_UNTIL: dict[str, Callable[[Sequence[int], int], np.ndarray]] = {
+_UNTIL: dict[str, Callable[[Sequence[int], int], Until]] = {
     "wsd-s": _wsd_s,
     "wsd": _wsd,
     "cosine-cycles": _cosine_cycles,
@@ -167,11 +171,9 @@ def _parse(argv: Sequence[str]) -> tuple[Config, FiveSeeds, Task]:
     )
     try:
         for schedule in SCHEDULES:
-            rates_until(schedule, config.budgets, len(config.budgets) - 1)
+            _UNTIL[schedule](config.budgets, len(config.budgets) - 1)
     except (ValueError, IndexError) as error:
         raise harness.UserError(f"--budgets {' '.join(map(str, config.budgets))}: {error}") from None
-    if config.bigram_tokens < 4:
-        raise harness.UserError(f"--bigram-tokens {config.bigram_tokens}: it must be at least 4")
     return dataclasses.replace(config, rates=RATES[config.optimizer]), options, task
 
 
@@ -185,8 +187,16 @@ def _run(config: Config, options: FiveSeeds, task: Task) -> Trace:
     return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
+def _memory_needed(task: Task, config: Config) -> dict[str, int]:
+    runs = len(config.rates) * config.seeds
+    tables = 4 * config.seeds * config.bigrams.tables * config.bigram_tokens**2
+    needed = memory_needed(config.problem, task, config.method, config.optimizer, max(config.budgets), runs)
+    return {**needed, "tables of bigrams": tables}
+
+
 def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """The toys, then one schedule after another, budget by budget; all rates and seeds of these side by side."""
+    require_study(config, functools.partial(_memory_needed, task), "budgets", "bigram_tokens")
     seeds, budgets = range(config.seed, config.seed + config.seeds), config.budgets
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     toys = _toys_to_fill(config)

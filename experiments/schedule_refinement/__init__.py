@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +27,7 @@ import tyro
 from jaxtyping import Float
 
 from experiments import harness
+from experiments.harness.bounds import A_SEED, NOT_EMPTY, SEEDS, at_least, more_than
 from experiments.harness.claims import Claim, above, claims_table, near, told
 from experiments.harness.classifier import (
     SCORES,
@@ -35,8 +35,10 @@ from experiments.harness.classifier import (
     Optimizer,
     best_peak,
     make_training,
+    memory_needed,
     over_seeds,
     parse_study,
+    require_study,
     scores_over_seeds,
 )
 from experiments.harness.grid import cells
@@ -77,16 +79,16 @@ class Config:
     """sgd (plain), momentum (0.9) or adam (epsilon 1e-8)."""
     lr: float | None = None
     """The constant rate of the logged run; by default 1 for sgd, 0.1 for momentum, 0.01 for adam."""
-    peaks: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    peaks: Annotated[tuple[float, ...], more_than(0), NOT_EMPTY] = (0.03, 0.1, 0.3, 1.0)
     """The peaks that every schedule is tried with, as multiples of --lr."""
     problem: Problem = dataclasses.field(default_factory=lambda: Problem(batch_size=20, label_noise=0.5))
-    updates: int = 6000
+    updates: Annotated[int, at_least(RECORDS)] = 6000
     """Updates of each training run."""
-    smooth: float = 0.1
+    smooth: Annotated[float, at_least(0, most=1)] = 0.1
     """Width of the median filter that the norms go through, as a share of the run."""
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     """The first seed. The seeds, the other options and the version of the code determine a run."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 5
+    seeds: Annotated[int, tyro.conf.Suppress, at_least(1, most=SEEDS)] = 5
     """How many seeds, as --seeds says."""
 
     @property
@@ -173,16 +175,10 @@ def _parse(argv: Sequence[str]) -> tuple[list[Config], Options, Task]:
     """The configuration of both methods, the other options and the task."""
     config, options, task = parse_study(Config, argv, name=NAME, description=__doc__, options_type=Options)
     lr = RATES[config.optimizer] if config.lr is None else config.lr
-    if not 0 < lr < math.inf:
+    if lr <= 0:
         raise harness.UserError(
             f"--lr {lr:g}: it must be above 0; for {config.optimizer} try {RATES[config.optimizer]}"
         )
-    if not config.peaks or not all(0 < peak < math.inf for peak in config.peaks):
-        raise harness.UserError(f"--peaks {' '.join(map(str, config.peaks))}: multiples above 0, at least one")
-    if config.updates < RECORDS:
-        raise harness.UserError(f"--updates {config.updates}: it must be at least {RECORDS}")
-    if not 0 <= config.smooth <= 1:
-        raise harness.UserError(f"--smooth {config.smooth:g}: a share of the run, from 0 to 1")
     if options.plot and (options.plot.suffix not in (".png", ".pdf", ".svg") or not options.plot.parent.is_dir()):
         raise harness.UserError(f"--plot {options.plot}: a file in a folder that is there, .png, .pdf or .svg")
     methods = METHODS if config.problem.hidden else ("none",)
@@ -202,12 +198,25 @@ def _run(config: Config, options: Options, task: Task) -> Trace:
     return trace_of(NAME, config, options, train, label=_label(config), stages=stages, data=data)
 
 
+def _logged(config: Config) -> list[str]:
+    """The traces that are kept of the logged run."""
+    parts = [part + config.gradient for part in config.parts]
+    return parts + ["weight_norm", "elr"] * bool(config.problem.hidden)
+
+
+def _memory_needed(task: Task, config: Config) -> dict[str, int]:
+    runs = len(config.peaks) * config.seeds
+    needed = memory_needed(config.problem, task, config.method, config.optimizer, config.updates, runs)
+    return {**needed, "what is logged": 4 * len(_logged(config)) * config.seeds * config.updates}
+
+
 def _train(config: Config, task: Task, opened: harness.Run) -> None:
     """The logged run first, then the training runs of one schedule after another."""
     assert config.lr is not None, "_parse fills it in"
+    require_study(config, functools.partial(_memory_needed, task), "updates")
     seeds, order = range(config.seed, config.seed + config.seeds), ORDERS[config.optimizer]
     make = functools.partial(make_training, config.problem, task, config.method, config.optimizer)
-    logged = [part + NORMS[order] for part in config.parts] + ["weight_norm", "elr"] * bool(config.problem.hidden)
+    logged = _logged(config)
     trace = {name: np.full((config.seeds, config.updates), np.nan, np.float32) for name in logged}
     scores = np.full((len(SCHEDULES), len(config.peaks), config.seeds, len(SCORES)), np.nan, np.float32)
     peaks = config.lr * np.array(config.peaks)

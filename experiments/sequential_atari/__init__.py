@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.agent import Span, importance_exponent
 from experiments.atari.config import FRAME_SKIP
+from experiments.atari.memory import check_environments, sized
 from experiments.harness.diverged import Diverged, not_finite
 from experiments.harness.grid import with_options
-from experiments.harness.memory import bytes_of, require_memory
+from experiments.harness.memory import require_memory
 from experiments.harness.methods import learning_rate, method_label
 from experiments.harness.seeds import use_all_cores
+from experiments.harness.sizes import Sized, what_fits
 from experiments.sequential_atari.config import PRESETS, Config, of_visit, resolve
-from experiments.sequential_atari.players import InJax, OnTheHost, State
+from experiments.sequential_atari.players import InJax, OnTheHost, State, memory_needed, shape_in_jax
 from nap import schedules
 
 NAME = "sequential-atari"
@@ -46,6 +48,7 @@ def main(argv: list[str]) -> int:
 def plan(argv: list[str]) -> list[harness.Job]:
     """A command for each sequence that a command line stands for. Raises harness.UserError."""
     config, options = _parse(argv)
+    harness.seeds_planned(config, options)
     return [
         harness.job_of(
             NAME,
@@ -75,7 +78,7 @@ def _main(argv: list[str]) -> int:
     use_all_cores()
     config, options = _parse(argv)
     harness.enable_compilation_cache()
-    runs = [each for one in _by_run(config, options) for each in (one, *references(one))]
+    runs = (each for one in _by_run(config, options) for each in (one, *references(one)))
     return harness.each_alone(functools.partial(_run_one, each, options) for each in runs)
 
 
@@ -83,12 +86,13 @@ def _parse(argv: list[str]) -> tuple[Config, harness.RunOptions]:
     return harness.parse_command(Config, argv, name=NAME, description=__doc__, presets=PRESETS)
 
 
-def _by_run(config: Config, options: harness.RunOptions) -> list[Config]:
+def _by_run(config: Config, options: harness.RunOptions) -> Iterator[Config]:
     """The resolved configuration of each run: one for all seeds of games in JAX, else one a seed."""
     config = resolve(config)
     if config.in_jax:
-        return [dataclasses.replace(config, seeds=options.seeds)]
-    return [dataclasses.replace(config, seed=config.seed + i) for i in range(options.seeds)]
+        yield dataclasses.replace(config, seeds=options.seeds)
+    else:
+        yield from (dataclasses.replace(config, seed=config.seed + i) for i in range(options.seeds))
 
 
 def _label(config: Config) -> str:
@@ -107,12 +111,14 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
 
 def _run(config: Config, opened: harness.Run) -> None:
     span = span_of(config)
-    player = (InJax if config.in_jax else OnTheHost)(config, span)
-    shapes = jax.eval_shape(player.init)
-    learners = bytes_of((shapes.loop.agent, shapes.heads))
-    needed = {"replay": bytes_of(shapes.loop.replay), "networks and optimizers": learners}
-    needed = {name: int(player.copies * size) for name, size in needed.items()}
-    opened.progress.say(require_memory(needed, player.device, "take a smaller --replay-capacity"))
+    task = config.sequence.tasks[0]
+    check_environments(of_visit(config, task.game, task.frames))
+    # Games in JAX have their seeds side by side, and none is made before all are known to fit.
+    host = None if config.in_jax else OnTheHost(config, span)
+    needs = functools.partial(memory_needed, span, *(shape_in_jax(config) if host is None else host.shape))
+    remedy = what_fits(config, needs, [*sized(config), *([Sized("seeds")] if config.in_jax else [])])
+    opened.progress.say(require_memory(needs(config), jax.local_devices()[0], remedy))
+    player = host or InJax(config, span)
     begun = player.init()
     visits = config.sequence.visits
     scores, diverged = np.full((len(visits), config.seeds), np.nan), Diverged(opened, config.seed, config.seeds)

@@ -12,11 +12,16 @@ from envs.games import GAMES
 from envs.sequence import PRESETS as SEQUENCES
 from envs.sequence import Sequence, parse_tasks
 from experiments import atari, harness
-from experiments.atari.config import FRAME_SKIP
+from experiments.atari.config import EXPLORES, FRAME_SKIP, PRIORITIZES
+from experiments.harness.bounds import MOST, SEEDS, at_least, check_bounds, read_if
 from experiments.harness.methods import MATCHING, OptimizerConfig, parse_method
 from experiments.harness.rivals import ONCE_A_TASK
 
 Hidden = tyro.conf.Suppress
+MOST_VISITS = 100_000
+"""Visits of a sequence: all are listed before the first one."""
+_SCHEDULED = read_if(lambda config: config.optimizer.schedule != "constant", "a --schedule that is not constant")
+_SWITCHES = read_if(lambda config: len(config.sequence.visits) > 1, "sequences of more than one visit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,32 +33,37 @@ class Config(atari.Config):
     tasks: str = SEQUENCES["quick"][0]
     """Games joined by commas; atari-10 stands for ten. Behind a game, :frames=N is its own budget, :order=N puts the
     planes of a MinAtar game's frames in another order, and :mode=N and :difficulty=N set a game of ale-py's."""
-    passes: int = SEQUENCES["quick"][2]
+    passes: Annotated[int, at_least(1, most=MOST_VISITS)] = SEQUENCES["quick"][2]
     """How often the tasks are played, one after another."""
-    frames: int = SEQUENCES["quick"][1]
+    frames: Annotated[int, at_least(1)] = SEQUENCES["quick"][1]
     """Frames of each visit of a task. It begins with --min-replay-frames without an update."""
-    replay: Literal["clear", "keep"] = "clear"
+    replay: Annotated[Literal["clear", "keep"], _SWITCHES] = "clear"
     """At a switch, experience of earlier tasks is thrown away, or stays until it is written over."""
-    moments: Literal["keep", "reset"] = "keep"
+    moments: Annotated[Literal["keep", "reset"], _SWITCHES] = "keep"
     """At a switch, what the optimizer remembers of gradients stays, or is forgotten; its learning rate is --rate's."""
-    target: Literal["copy", "keep"] = "copy"
+    target: Annotated[Literal["copy", "keep"], _SWITCHES] = "copy"
     """At a switch, the target network becomes a copy of the online one, or stays as it is until its time."""
-    exploration: Literal["restart", "go-on"] = "restart"
+    exploration: Annotated[Literal["restart", "go-on"], EXPLORES] = "restart"
     """Epsilon falls anew in every visit, or once, over the first --exploration-frames of the run."""
-    rate: Literal["restart", "go-on"] = "restart"
+    rate: Annotated[Literal["restart", "go-on"], _SCHEDULED] = "restart"
     """The learning-rate schedule starts over in every visit, counted in updates; or it is stretched over the run, and
     fresh agents follow the beginning of that, for as many updates as they have."""
-    importance: Literal["restart", "go-on"] = "restart"
+    importance: Annotated[Literal["restart", "go-on"], PRIORITIZES] = "restart"
     """With prioritized replay, the importance exponent rises to 1 in every visit; or once over the run, and fresh
     agents have the beginning of that."""
     head: Literal["shared", "own"] = "shared"
     """The output layer is the same for all tasks; or each task has one, which is put in when its visits begin."""
-    seeds: Annotated[int, Hidden] = 1
+    seeds: Annotated[int, Hidden, at_least(1, most=SEEDS)] = 1
     """How many seeds are trained side by side; filled in for games in JAX."""
-    run_updates: Annotated[int, Hidden] = 0
+    run_updates: Annotated[int, Hidden, at_least(0)] = 0
     """Updates of the whole sequence, in the runs of its fresh agents too: so what comes once, at a share of the run,
     comes at the same update of both, and a schedule that goes on begins alike. Filled in where there is such a method
     or schedule; 0 otherwise."""
+
+    @property
+    def on_ale(self) -> bool:
+        """Whether it is played on ale-py's emulator, so that the protocol is of use."""
+        return not self.in_jax
 
     @property
     def sequence(self) -> Sequence:
@@ -147,12 +157,12 @@ def resolve(config: Config) -> Config:
     Raises:
         harness.UserError: a value that makes no sense, with the option and the nearest right value.
     """
+    check_bounds(config)
     try:
         sequence = config.sequence
     except ValueError as error:
         raise harness.UserError(f"--tasks: {error}") from None
-    if config.passes < 1:
-        raise harness.UserError(f"--passes {config.passes}: it must be at least 1")
+    _check_length(config, sequence)
     if config.optimizer.schedule in MATCHING:
         raise harness.UserError(
             f"--schedule {config.optimizer.schedule}: it is for atari, where one run follows another"
@@ -181,6 +191,17 @@ def resolve(config: Config) -> Config:
         updates = sum(config.updates_of(visit.task.frames) for visit in sequence.visits)
         resolved = dataclasses.replace(resolved, run_updates=updates)
     return resolved
+
+
+def _check_length(config: Config, sequence: Sequence) -> None:
+    """Refuses more visits, or agent steps, than can be counted."""
+    frames = sum(task.frames for task in sequence.tasks)
+    most = min(MOST_VISITS // len(sequence.tasks), FRAME_SKIP * MOST // max(1, frames))
+    if config.passes > most:
+        raise harness.UserError(
+            f"--passes {config.passes}: of {len(sequence.tasks)} tasks, {frames:,} frames in all, there can be {most} "
+            f"({MOST_VISITS:,} visits, and {FRAME_SKIP * MOST:,} frames)"
+        )
 
 
 def _check_method(config: Config, sequence: Sequence) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from envs.sequence import Task, Visit
 from experiments import atari, harness
 from experiments.atari.agent import Span, build, network_of, optimizer_of
 from experiments.atari.config import FRAME_SKIP, STACK
+from experiments.harness.memory import bytes_of
 from experiments.harness.rivals import output_layers
 from experiments.harness.seeds import Seeds
 from experiments.harness.state_files import is_key
@@ -131,20 +133,47 @@ def _make(config: Config, span: Span, num_actions: int, observation: tuple[int, 
     return _Made(functions, network, make_switch(config, network, optimizer, lambda: functions.init(some).replay))
 
 
+def shape_in_jax(config: Config) -> tuple[int, tuple[int, ...]]:
+    """The number of actions of a sequence's games in JAX, and the shape of an observation."""
+    game = config.sequence.tasks[0].make()
+    return game.num_actions, (STACK, *game.shape)
+
+
+def memory_needed(span: Span, num_actions: int, observation: tuple[int, ...], config: Config) -> dict[str, int]:
+    """What replay, networks and a batch take of a device's memory at least.
+
+    Games in JAX have those of all seeds that share the device; on a CPU twice, as XLA's loop over the seeds does not
+    work in place.
+    """
+    made = _make(config, span, num_actions, observation)
+
+    def begin(key: jax.Array) -> tuple[AgentState, ReplayState, Heads]:
+        state = made.functions.init(key)
+        return state.agent, state.replay, fresh_heads(config, made.network, key)
+
+    agent, replay, heads = jax.eval_shape(begin, jax.random.key(0))
+    copies = 1
+    if config.in_jax:
+        seeds = Seeds(config.seeds)
+        copies = seeds.in_memory * (2 if jax.default_backend() == "cpu" else 1)
+    sequence = (STACK + config.ingredients.n_step) * math.prod(observation[1:])  # one byte a pixel
+    return {
+        "replay": copies * bytes_of(replay),
+        "networks and optimizers": copies * bytes_of((agent, heads)),
+        "a batch": config.batch_size * sequence,
+    }
+
+
 class InJax:
     """Plays games in JAX with all seeds of a run side by side.
 
     Attributes:
-        device: the first one used.
         functions: the agent's and its replay's, of one seed.
-        copies: how often the state is in the device's memory at most, in units of all seeds': XLA's loop over the seeds
-            on a CPU does not work in place, and several devices share the seeds.
     """
 
     def __init__(self, config: Config, span: Span) -> None:
         self._config, self._seeds = config, Seeds(config.seeds)
-        game = config.sequence.tasks[0].make()
-        self._made = _make(config, span, game.num_actions, (STACK, *game.shape))
+        self._made = _make(config, span, *shape_in_jax(config))
         self.functions = self._made.functions
         self._spread = functools.partial(self._seeds.map, at_once=self._seeds.per_device)
         split = jax.vmap(lambda key: jax.random.split(key, 3))(self._seeds.keys(config.seed))
@@ -152,8 +181,6 @@ class InJax:
         self._switch = self._spread(lambda _, own, *places: self._made.switch(*own, *places), donate=True)
         self._loops: dict[str, compiled.Loop] = {}
         self._idle: compiled.PartialCall | None = None
-        self.device = jax.local_devices()[0]
-        self.copies = 2.0 if self.device.platform == "cpu" else self._seeds.per_device / config.seeds
 
     def params(self, state: State) -> Any:
         """The weights, with a leading axis of seeds."""
@@ -282,14 +309,11 @@ class OnTheHost:
     Every game is loaded once beforehand, so that one that can't be ends the run before it has begun.
 
     Attributes:
-        device: the one used.
-        copies: how often the state is in its memory.
+        shape: the number of actions, and the shape of an observation.
     """
 
-    copies = 1.0
-
     def __init__(self, config: Config, span: Span) -> None:
-        self._config, self.device = config, jax.devices()[0]
+        self._config = config
         shapes = []
         for task in dict.fromkeys(config.sequence.tasks):
             try:
@@ -297,7 +321,8 @@ class OnTheHost:
                     shapes.append((environments.num_actions, environments.observation_shape))
             except RuntimeError as error:
                 raise harness.UserError(f"--tasks: {task.name} can't be loaded: {error}") from None
-        self._made = _make(config, span, *shapes[0])
+        self.shape = shapes[0]
+        self._made = _make(config, span, *self.shape)
         self._init_key, self._train_key, self._evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
         self._switch = jax.jit(self._made.switch, donate_argnums=(0, 1, 2))
 

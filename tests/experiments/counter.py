@@ -3,12 +3,14 @@
 import dataclasses
 import sys
 import time
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
+from experiments.harness.bounds import A_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Inner:
 class Config:
     """What is counted."""
 
-    seed: int = 0
+    seed: Annotated[int, A_SEED] = 0
     iterations: int = 6
     rows: int = 5
     fail_at: int = -1

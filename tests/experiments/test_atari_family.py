@@ -194,7 +194,7 @@ def test_an_ingredient_that_the_agent_lacks_cannot_be_taken_out(agent, flag, lin
 )
 def test_bad_input_is_one_line(changes, line, tmp_path, capsys):
     assert dispatch(arguments(tmp_path, **changes)) == 2
-    (said,) = capsys.readouterr().err.splitlines()
+    *_, said = capsys.readouterr().err.splitlines()  # before it, that --evaluation-episodes is not read
     assert said.startswith(f"error: {line}")
 
 
@@ -280,18 +280,20 @@ def test_a_game_that_does_not_exist_among_several_stops_all_of_them(tmp_path, mo
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1_500_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 15_000_000)
     monkeypatch.setattr(atari, "train", lambda *_, **__: pytest.fail("it must not start"))
     assert dispatch(arguments(tmp_path, replay_capacity=100_000)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     replay = (1e5 * (10 * 5 + 4 + 4 + 4 + 1) + 8 * 2**17) / 1e9  # the steps and the tree
-    each = r"error: replay ([\d.]+) GB, network and optimizer ([\d.]+) GB: "
-    there = r"they need ([\d.]+) GB on \S+, and 0.00 GB are free there; take a smaller --replay-capacity"
+    each = r"error: replay ([\d.]+) GB, network and optimizer ([\d.]+) GB, a batch 0.00 GB: "
+    there = r"they need ([\d.]+) GB on \S+, and 0.0[12] GB are free there; take a smaller --replay-capacity \((\d+) "
+    there += r"fits\), or --hidden \(\d+ fits\)"
     found = re.fullmatch(each + there, last)
     assert found, last
-    of_replay, of_network, together = map(float, found.groups())
+    of_replay, of_network, together, fits = map(float, found.groups())
     assert of_replay == round(replay, 2) and 0 < of_network < 0.02
     assert together == pytest.approx(of_replay + of_network, abs=0.01)
+    assert 14 <= fits < 15_000_000 / 63
 
 
 @pytest.mark.parametrize(("available", "free"), [(3_000_000_000, ", of 3.00 GB free"), (None, "")])

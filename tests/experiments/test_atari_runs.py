@@ -301,7 +301,7 @@ def test_the_fewest_frames_that_are_taken_make_an_update(tmp_path):
         ({"frames": -640}, "--frames -640: it must be at least 1"),
         ({"log_every": 0}, "--log-every 0: it must be at least 1"),
         ({"project_every": 0}, "--project-every 0: it must be at least 1"),
-        ({"seed": -1}, "--seed -1: it must be at least 0"),
+        ({"seed": -1}, "--seed -1: it must lie in 0 to 4294967295"),
         ({"lr": -1.0}, "--lr -1.0: it must be at least 0"),
         ({"lr": "inf"}, "--lr inf: it must be at least 0, and finite"),
         ({"game": "catch", "torso": "impala"}, "--torso impala: it is for ale-py's games, and catch has a network"),

@@ -106,8 +106,8 @@ def test_divided_weights_train_as_on_one_device_and_no_device_gathers_the_batch(
     monkeypatch.setattr(mesh, "_SMALL", 64)
     sizes, states = ("--scan-layers", "--batch-size", "16", "--width", "16"), []
     for devices in ((), ("--devices", "8", "--shard")):
-        (_, config, options, task, text), _ = handed_over(monkeypatch, data, tmp_path, *sizes, *devices)
-        made = make_learner(task, config.training, lambda key: nap.normalize_and_project(optax.sgd(0.1)))
+        (_, config, options, task_of, text), _ = handed_over(monkeypatch, data, tmp_path, *sizes, *devices)
+        made = make_learner(task_of(config), config.training, lambda key: nap.normalize_and_project(optax.sgd(0.1)))
         functions = training.compiled(made, config.training, options)
         batch, _ = next(text.train.batches(text.train.start))
         state, batch = functions.init(jax.random.key(0)), functions.place(batch)
@@ -146,8 +146,9 @@ def test_flash_attention_counts_as_what_it_computes(data, tmp_path, monkeypatch)
             monkeypatch, data, tmp_path, "--attention", kernel, "--dtype", "bfloat16"
         )
         batch, _ = next(text.train.batches(text.train.start))
-        params, rest = jax.eval_shape(named["counted"].init, jax.random.key(0))
-        flops.append(training_flops(named["counted"].train, params, rest, batch.inputs))
+        counted = named["counted"]()
+        params, rest = jax.eval_shape(counted.init, jax.random.key(0))
+        flops.append(training_flops(counted.train, params, rest, batch.inputs))
     assert flops[0] == flops[1] > 0
 
 

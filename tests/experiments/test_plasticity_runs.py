@@ -132,10 +132,10 @@ def test_other_streams_and_networks(tmp_path, stream, more):
         (["--lr", "inf"], "--lr inf"),
         (
             ["--method", "none+redo", "--redo-tau", "nan"],
-            "--method redo: tau must be a number, got nan",
+            "--redo-tau nan: it must be finite",
         ),
-        (["--method", "none+noisy-updates", "--noise", "nan"], "--noise is nan, must be at least 0 and finite"),
-        (["--method", "none+plasticity-injection", "--inject-at", "2"], "--inject-at is 2, must be in 0 to 1"),
+        (["--method", "none+noisy-updates", "--noise", "nan"], "--noise nan: it must be at least 0, and finite"),
+        (["--method", "none+plasticity-injection", "--inject-at", "2"], "--inject-at 2.0: it must lie in 0 to 1"),
         (["--adam-b2", "1"], "--adam-b2 1.0: it must be at least 0 and below 1"),
         (["--network", "cnn", "--channels", "8", "0"], "--channels 8 0"),
         (["--network", "cnn", "--channels", "4", "4", "4", "4"], "--network cnn: images of 8x8 are too small"),

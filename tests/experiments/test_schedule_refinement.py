@@ -157,7 +157,7 @@ def test_an_option_that_is_given_twice_is_an_axis_of_the_plan(tmp_path):
     ("option", "value", "words"),
     [
         ("lr", 0, "--lr 0: it must be above 0; for sgd try 1"),
-        ("peaks", -1, "--peaks -1.0: multiples above 0"),
+        ("peaks", -1, "--peaks -1.0: it must be above 0"),
         ("updates", 19, "--updates 19: it must be at least 20"),
         ("smooth", 2, "--smooth 2: a share of the run"),
         ("seed", -1, "--seed -1"),

@@ -283,7 +283,7 @@ def test_a_signal_in_the_evaluations_at_a_visits_end_loses_no_training(whole, tm
     [
         (["--tasks", "brikcs"], "--tasks: unknown game"),
         (["--tasks", "bricks,bricks:order=1"], "have no planes to permute"),
-        (["--passes", "0"], "--passes 0: it must be at least 1"),
+        (["--passes", "0"], "--passes 0: it must lie in 1 to 100000"),
         (["--tasks", "bricks,pong"], "can't be in one sequence"),
         (["--tasks", "bricks,catch"], "one network can't play both"),
         (["--tasks", "pong,freeway:mode=9"], "--tasks: 'freeway' has no mode 9; nearest: 7"),

@@ -94,7 +94,7 @@ def test_what_two_commands_share_belongs_to_the_first(tmp_path):
         ('experiment = "atari"\n[cell]\nlr = 1', r"cells are written as \[\[cell\]\]"),
         ('experiment = "atari"\n[fixed]\nfresh = true', "--fresh: not for a sweep"),
         ('experiment = "atari"\n[grid]\nlr = [1e-3, "fast"]', r"--lr: .*'fast'.* \(in atari --lr fast\)"),
-        ('experiment = "atari"\n[fixed]\ngmae = "pong"', "Unrecognized options: --gmae"),
+        ('experiment = "atari"\n[fixed]\ngmae = "pong"', "'--gmae' is not an option; did you mean '--game'?"),
         ('experiment = "atari"\n[grid]\ngame = ["pong", "pnog"]', r"--game: .*pnog.* \(in atari --game pnog\)"),
         (
             'experiment = "atari"\n[fixed]\nno-dubble = false',

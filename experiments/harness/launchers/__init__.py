@@ -7,10 +7,12 @@ It can rely on every job being resumable, and on the lock of a run's folder: a j
 import dataclasses
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from experiments.harness.bounds import at_least
 from experiments.harness.errors import UserError
 from experiments.harness.jobs import Job
 
@@ -24,23 +26,23 @@ class Options:
     launcher: Name = "here"
     """here: one after another, in this process; pool: processes on this machine; slurm: an array of jobs, through
     submitit; ray: tasks."""
-    workers: int = 0
+    workers: Annotated[int, at_least(0)] = 0
     """At most so many runs at once. 0: pool: one a GPU, or one a core where there is no GPU; slurm: no limit."""
-    cpus: int = 1
+    cpus: Annotated[int, at_least(1)] = 1
     """Cores of a run (slurm, ray)."""
-    gpus: int = 0
+    gpus: Annotated[int, at_least(0)] = 0
     """GPUs of a run (slurm, ray)."""
-    memory_gb: int = 0
+    memory_gb: Annotated[int, at_least(0)] = 0
     """Memory of a run (slurm, ray); 0: the cluster's default."""
-    minutes: int = 1440
+    minutes: Annotated[int, at_least(1)] = 1440
     """Time limit of a job (slurm). A run that needs longer is queued again, and goes on."""
     partition: str = ""
     """The partition (slurm)."""
     sbatch: tuple[str, ...] = ()
-    """Further options of sbatch (slurm): account=vision qos=low."""
+    """Further options of sbatch (slurm): account=vision qos=low exclusive."""
     address: str = ""
     """A cluster's address (ray), auto for the one that this machine is part of; by default one is started here."""
-    retries: int = 10
+    retries: Annotated[int, at_least(0)] = 10
     """How often a run goes on after its machine died (ray) or its time was over (slurm)."""
 
 
@@ -69,10 +71,10 @@ LAUNCHERS: Mapping[Name, Launcher] = MappingProxyType(
 
 
 def check(options: Options) -> None:
-    """Refuses options that the launcher has no use for.
+    """Refuses options that the launcher has no use for, and those of sbatch that would take away what it relies on.
 
     Raises:
-        UserError: there are some, or a number is too small, or what the launcher needs is not installed.
+        UserError: there are some, or what the launcher needs is not installed.
     """
     name = options.launcher
     launcher = LAUNCHERS[name]
@@ -81,13 +83,26 @@ def check(options: Options) -> None:
         users = [other for other, of in LAUNCHERS.items() if field.name in of.uses]
         if field.name != "launcher" and value != field.default and name not in users:
             raise UserError(f"{option}: --launcher {name} has no use for it; it is for {' and '.join(users)}")
-        least = 1 if field.name in ("cpus", "minutes") else 0
-        if isinstance(value, int) and value < least:
-            raise UserError(f"{option} {value}: it must be at least {least}")
+    for option in options.sbatch:
+        _check_sbatch(option)
     if launcher.package and importlib.util.find_spec(launcher.package) is None:
         raise UserError(
             f"--launcher {name} needs {launcher.package}: pip install --constraint constraints.txt -e '.[{name}]'"
         )
+
+
+_OURS = {"time": "--minutes sets it", "array": "the runs are the array, and --workers its limit"} | dict.fromkeys(
+    ("signal", "requeue", "no-requeue", "output", "error", "wrap"), "a run relies on it to save, and to be queued again"
+)
+"""Options of sbatch that are set already, and why they have to stay."""
+
+
+def _check_sbatch(option: str) -> None:
+    name = option.partition("=")[0].replace("_", "-")
+    if not re.fullmatch(r"[a-z][a-z-]*", name) or not option.isprintable():
+        raise UserError(f"--sbatch {option!r}: it must be a long name of sbatch's, as exclusive or account=me")
+    if name in _OURS:
+        raise UserError(f"--sbatch {option}: {_OURS[name]}")
 
 
 def launch(jobs: Sequence[Job], options: Options) -> None:

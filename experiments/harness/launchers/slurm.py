@@ -35,7 +35,8 @@ def launch(jobs: Sequence[Job], options: Options) -> None:
         executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=options.retries)
     except RuntimeError as error:
         raise UserError(f"--launcher slurm: {error}") from None
-    more = {name: value for name, _, value in (option.partition("=") for option in options.sbatch)}
+    given = [option.partition("=") for option in options.sbatch]
+    more = {name: value if equals else True for name, equals, value in given}  # True: a flag, such as exclusive
     executor.update_parameters(
         name="nap-sweep",
         timeout_min=options.minutes,
