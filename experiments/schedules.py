@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments import harness
+from experiments.harness.drawing import plain_style
 
 if TYPE_CHECKING:
     import optax
@@ -125,6 +126,7 @@ def gallery() -> list[Entry]:
     ]  # fmt: skip
 
 
+@plain_style()
 def draw(entries: list[Entry], path: Path) -> None:
     """One picture, a panel a schedule; what follows the first curve of an entry is drawn lighter and behind it."""
     import numpy as np

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from nap import paths
+from nap.axes import last_axes
 from nap.interventions.rarely import rarely
 from nap.interventions.units import NOT_GIVEN, Readers, UnitMasks, as_step, by_unit, count_units, outgoing, recycle
 from nap.paths import PyTree
@@ -132,7 +133,8 @@ def continual_backprop(
             raise ValueError(f"a unit of {layer} has {values.shape[1]} features, but features={features}")
         ages = record.ages + 1
         mean = decay * record.mean_activation + (1 - decay) * jnp.mean(values, axis=0)
-        swing = jnp.mean(jnp.abs(values - mean / (1 - decay**ages)), axis=0)
+        usual = mean / last_axes(1 - decay**ages, mean)
+        swing = jnp.mean(jnp.abs(values - last_axes(usual, values)), axis=0)
         kernels = [outgoing(leaves[f"{reader}/kernel"], *swing.shape) for reader in readers[layer]]
         weights = sum(kernel.shape[0] * kernel.shape[-1] for kernel in kernels)
         out = sum(jnp.sum(jnp.abs(kernel), axis=(0, -1)) for kernel in kernels) / weights
@@ -148,14 +150,15 @@ def continual_backprop(
         return (rank < jnp.floor(record.due)) & jnp.isfinite(utility)
 
     def _begin_anew(record: UnitRecord, mask: Array) -> UnitRecord:
-        ages, utility, mean = (jnp.where(mask, 0, part) for part in record[:3])
+        ages, utility, mean = (jnp.where(last_axes(mask, part), 0, part) for part in record[:3])
         return UnitRecord(ages, utility, mean, record.due - jnp.floor(record.due))
 
     def _hand_over(params: PyTree, units: dict[str, UnitRecord], masks: UnitMasks) -> PyTree:
         """Adds what the replaced units gave on average to the biases of the layers that read them."""
         leaves = dict(paths.leaves(params))
         for layer, record in units.items():
-            mean = jnp.where(masks[layer], record.mean_activation / (1 - decay**record.ages), 0)
+            mask, known = (last_axes(of, record.mean_activation) for of in (masks[layer], 1 - decay**record.ages))
+            mean = jnp.where(mask, record.mean_activation / known, 0)
             for reader in readers[layer]:
                 if f"{reader}/bias" in leaves:
                     kernel, bias = outgoing(leaves[f"{reader}/kernel"], *mean.shape), leaves[f"{reader}/bias"]

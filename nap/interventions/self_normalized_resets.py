@@ -123,7 +123,7 @@ def self_normalized_resets(
             masks[layer] = ~fired & (silence >= record.threshold) & (percentile < 1)
             ended = fired | masks[layer]
             reached = jnp.searchsorted(edges, jnp.minimum(silence, longest), side="right")
-            arrived = ended[:, None] & (jnp.arange(bins) == reached[:, None])
+            arrived = ended[:, None] & (jnp.arange(bins)[None] == reached[:, None])
             units[layer] = FiringRecord(jnp.where(ended, 0, silence), record.histogram + arrived, record.threshold)
         units = rarely(count % every == 0, _new_thresholds, units)
 
