@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from experiments import harness
 from experiments.harness.bounds import read_if
+from experiments.harness.drawing import plain_style
 
 if TYPE_CHECKING:
     import optax
@@ -126,6 +127,7 @@ def gallery() -> list[Entry]:
     ]  # fmt: skip
 
 
+@plain_style()
 def draw(entries: list[Entry], path: Path) -> None:
     """One picture, a panel a schedule; what follows the first curve of an entry is drawn lighter and behind it."""
     import numpy as np

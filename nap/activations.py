@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from nap.axes import last_axes
 from nap.roles import Role
 from nap.steps import wide
 
@@ -58,7 +59,7 @@ class PReLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch units"]) -> Float[Array, "*batch units"]:
         """The activations."""
-        return jnp.where(x > 0, x, self.slope[...].astype(x.dtype) * x)
+        return jnp.where(x > 0, x, last_axes(self.slope[...].astype(x.dtype), x) * x)
 
 
 class Rational(nnx.Module):

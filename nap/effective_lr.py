@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from nap import paths
+from nap.norms import Joint, norms
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import roles as find_roles
@@ -72,12 +73,12 @@ def effective_learning_rates(
             continue
         group = groups.get(path, (path,))
         old, step = (jnp.stack([wide(tree[member]) for member in group], axis=-1) for tree in (weights, steps))
-        over = tuple(range(stacked, old.ndim))
-        weight_norm, update_norm = _norm(old, over), _norm(step, over)
-        new = old + step
+        over, new = tuple(range(stacked, old.ndim)), old + step
+        kept = norms({"old": Joint([old], over), "step": Joint([step], over), "new": Joint([new], over)})
         # arccos of a dot product loses all digits of a small angle; half the chord between the unit vectors does not.
-        chord = _norm(_unit(new, over) - _unit(old, over), over)
-        angle = jnp.where((weight_norm > 0) & (_norm(new, over) > 0), 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1)), 0.0)
+        chord = jnp.linalg.vector_norm(_unit(new, kept["new"]) - _unit(old, kept["old"]), axis=over)
+        weight_norm, update_norm, new_norm = (jnp.squeeze(kept[name], over) for name in ("old", "step", "new"))
+        angle = jnp.where((weight_norm > 0) & (new_norm > 0), 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1)), 0.0)
         ratio = update_norm / jnp.where(weight_norm > 0, weight_norm, jnp.inf)
         rates["+".join(group)] = EffectiveLearningRate(weight_norm, update_norm, ratio, angle)
     return rates
@@ -162,10 +163,5 @@ def scale_by_schedules(schedules: Mapping[str, optax.Schedule]) -> optax.Gradien
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _norm(x: Float[Array, "..."], over: tuple[int, ...]) -> Float[Array, "..."]:
-    return jnp.linalg.vector_norm(x, axis=over)
-
-
-def _unit(x: Float[Array, "..."], over: tuple[int, ...]) -> Float[Array, "..."]:
-    norm = jnp.linalg.vector_norm(x, axis=over, keepdims=True)
+def _unit(x: Inexact[Array, "..."], norm: Float[Array, "..."]) -> Inexact[Array, "..."]:
     return x / jnp.where(norm > 0, norm, 1.0)

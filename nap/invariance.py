@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from nap import paths
 from nap.checks import check_choice
+from nap.norms import vector_norm
 from nap.paths import PyTree
 from nap.projection import Affine, RoleSpec
 from nap.roles import OUTPUT_AFFINE, Role, affine_groups, weight_groups
@@ -154,13 +155,14 @@ def audit(
     @jax.jit
     def outputs(values: dict[str, jax.Array]) -> jax.Array:
         y = apply_fn(paths.replace(params, values), *inputs)
-        return jnp.concatenate([part.astype(jnp.float32).ravel() for part in jax.tree.leaves(y)])
+        parts = [half for part in jax.tree.leaves(y) for half in _real_parts(part)]
+        return jnp.concatenate([half.astype(jnp.float32).ravel() for half in parts])
 
     def effect(changed: dict[str, jax.Array]) -> float:
-        return float(jnp.linalg.norm(outputs(values | changed) - reference))
+        return float(vector_norm(outputs(values | changed) - reference))
 
     reference = outputs(values)
-    if not 0 < float(jnp.linalg.norm(reference)) < float("inf"):
+    if not 0 < float(vector_norm(reference)) < float("inf"):
         raise ValueError(
             "audit: the output is zero or not finite for these inputs, so there is nothing to compare with"
         )
@@ -191,6 +193,10 @@ def audit(
             verdict = Verdict.FINE
         rows.append(AuditRow(leaf.path, leaf.role, change, invariant, projected, len(group) > 1, verdict))
     return Audit(tuple(rows), tolerance)
+
+
+def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
 
 def _something_else(value: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nap.activations import Activation, ActivationName, make_activation
+from nap.axes import last_axes
 from nap.checks import check_choice
 from nap.linear_maps import Padding, convolve, multiply
 from nap.roles import Role
@@ -120,7 +121,8 @@ class BatchNormalization(nnx.Module):
             mean, variance = jnp.mean(full, axis=(0, 1, 2)), jnp.var(full, axis=(0, 1, 2))
             for running, new in ((self.mean, mean), (self.variance, variance)):
                 running[...] = 0.9 * running[...] + 0.1 * new
-        return _scale_and_shift(self, ((full - mean) * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype))
+        centered = full - last_axes(mean, full)
+        return _scale_and_shift(self, (centered * last_axes(jax.lax.rsqrt(variance + EPSILON), full)).astype(x.dtype))
 
 
 class Linear(nnx.Module):
@@ -245,7 +247,7 @@ class Output(nnx.Module):
         """The head's outputs."""
         x = as_floats(x)
         y = multiply(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + last_axes(self.bias[...].astype(x.dtype), y)
 
 
 def as_floats(x: Array) -> Float[Array, "..."]:
@@ -276,7 +278,7 @@ def finish(block: Any, z: jax.Array) -> jax.Array:
     if block.norm is not None:
         z = block.norm(z)
     if block.bias is not None:
-        z = z + block.bias[...].astype(z.dtype)
+        z = z + last_axes(block.bias[...].astype(z.dtype), z)
     return z
 
 
@@ -293,4 +295,5 @@ def _affine(features: int, before_output: bool) -> tuple[nnx.Param, nnx.Param]:
 
 def _scale_and_shift(norm: Any, x: jax.Array) -> jax.Array:
     """The second half of a normalization."""
-    return x * norm.scale[...].astype(x.dtype) + norm.offset[...].astype(x.dtype)
+    scale, offset = (last_axes(value[...].astype(x.dtype), x) for value in (norm.scale, norm.offset))
+    return x * scale + offset

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from nap.activations import Activation, ActivationName, make_activation
+from nap.axes import last_axes
 from nap.checks import check_choice
 from nap.layers import Norm, as_floats, finish, norm_or_bias, uniform_fan_in
 from nap.linear_maps import multiply
@@ -117,7 +118,7 @@ def _noisy_product(
     a, b = (factor(k, shape) for k, shape in zip(jax.random.split(key), shapes, strict=True))
     noise = multiply(x * a.astype(x.dtype), layer.noise[...].astype(x.dtype))
     if layer.noise_bias is not None:
-        noise = noise + layer.noise_bias[...].astype(x.dtype)
+        noise = noise + last_axes(layer.noise_bias[...].astype(x.dtype), noise)
     return product + noise * b.astype(x.dtype)
 
 

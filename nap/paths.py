@@ -7,6 +7,7 @@ Flax NNX `State`, Linen dictionaries, Equinox modules, tuples and dataclasses al
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -84,6 +85,20 @@ def map_leaves(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     return replace(tree, {path: function(path, leaf) for path, leaf in leaves(tree).items()})
 
 
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The paths that a pattern means: the one that it is, or else those it matches, `*` being anything, "/" included.
+
+    Where nothing matches `[...]` as a choice of letters, brackets are letters, as in "conv[0]/*".
+    """
+    names = list(names)
+    if pattern in names:
+        return [pattern]
+    for tried in (pattern, pattern.replace("[", "[[]")):
+        if hits := [name for name in names if fnmatch.fnmatchcase(name, tried)]:
+            return hits
+    return []
+
+
 def nearest(path: str, known: list[str]) -> str:
     """The end of a message: which path comes nearest; "" where there is none."""
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
@@ -112,5 +127,11 @@ def _stand_in_type() -> type:
 
 
 def is_weight_array(leaf: Any) -> bool:
-    """Whether a leaf is a floating-point array: activation functions, integers and random keys are not."""
-    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf is an array of real or complex floats: activation functions, integers and random keys are not."""
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def complex_path(tree: PyTree) -> str | None:
+    """The path of the first complex leaf, or None."""
+    found = (path for path, leaf in leaves(tree).items() if is_weight_array(leaf) and jnp.iscomplexobj(leaf))
+    return next(found, None)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from nap import paths
 from nap.checks import check_choice
+from nap.norms import Joint, norms
 from nap.paths import PyTree
 from nap.roles import AFFINE, Role, Roles, affine_groups, weight_groups
 from nap.roles import roles as find_roles
@@ -66,19 +67,20 @@ def weight_norms(params: PyTree, roles: RoleSpec = None, axes: int | Sequence[in
     """
     resolved = resolve(params, roles)
     leaves = paths.leaves(params)
-    norms = {}
+    joints = {}
     for group in weight_groups(resolved):
         if all(path in leaves for path in group):
-            weights, first = [leaves[path] for path in group], resolved[group[0]]
-            norms["+".join(group)] = _norm(weights, _reduced_axes(weights[0].ndim, first.stacked, axes))
-    return norms
+            weights, first = [wide(leaves[path]) for path in group], resolved[group[0]]
+            joints["+".join(group)] = Joint(weights, _reduced_axes(weights[0].ndim, first.stacked, axes))
+    return norms(joints)
 
 
 def project(params: PyTree, target_norms: Norms) -> PyTree:
     """Scale weights to the given norms; every other leaf is returned as it is.
 
     Norms are computed in float32 at least. The result has the weights' own dtype: bfloat16 weights hold a norm to 1e-3,
-    float32 weights to 1e-6. A weight is left unchanged where it or its target is zero, or its norm is not finite.
+    float32 weights to 1e-6, however small or large their entries are. A weight is left unchanged where it or its target
+    is zero, or its norm, or what it would have to be multiplied by, is out of the range of its floats.
 
     Args:
       params: a pytree of parameters.
@@ -92,24 +94,29 @@ def project(params: PyTree, target_norms: Norms) -> PyTree:
       ValueError: a target names a leaf that `params` does not have.
     """
     leaves = paths.leaves(params)
-    projected = {}
+    joints = {}
     for group, target in target_norms.items():
         members = group.split("+")
         missing = [path for path in members if path not in leaves]
         if missing:
             raise ValueError(f"there is a target norm for {missing[0]!r}, but the parameters have no such leaf")
-        tensors = [leaves[path] for path in members]
-        norm = _norm(tensors, None if target.ndim == 0 else [i for i, n in enumerate(target.shape) if n == 1])
-        factor = factor_to(target, norm)
-        for path, tensor in zip(members, tensors, strict=True):
-            projected[path] = (wide(tensor) * factor).astype(tensor.dtype)
+        axes = None if target.ndim == 0 else [i for i, n in enumerate(target.shape) if n == 1]
+        joints[group] = Joint([wide(leaves[path]) for path in members], axes)
+    found = norms(joints, needed={group: target > 0 for group, target in target_norms.items()})
+    projected = {}
+    for group, target in target_norms.items():
+        factor = factor_to(target, found[group])
+        for path, tensor in zip(group.split("+"), joints[group].tensors, strict=True):
+            projected[path] = (tensor * factor).astype(leaves[path].dtype)
     return paths.replace(params, projected)
 
 
 def factor_to(target: Float[Array, "..."] | float, norm: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What takes `norm` to `target`; 1 where either is zero, or the norm is not finite."""
+    """What takes `norm` to `target`; 1 where either is zero, the norm is not finite, or the factor no normal float."""
     usable = (norm > 0) & jnp.isfinite(norm) & (target > 0)
-    return jnp.where(usable, target / jnp.where(usable, norm, 1.0), 1.0)
+    factor = target / jnp.where(usable, norm, 1.0)
+    usable &= jnp.isfinite(factor) & (factor >= jnp.finfo(factor.dtype).tiny)
+    return jnp.where(usable, factor, 1.0)
 
 
 def project_weights(
@@ -189,12 +196,13 @@ def _projection(
         if not targets:
             raise ValueError(f"there is no hidden weight to project; the roles are\n{resolved}")
         if affine == "project":
-            leaves = paths.leaves(params)
+            leaves, affines = paths.leaves(params), {}
             for group in affine_groups(resolved):
                 if all(path in leaves for path in group):
-                    tensors = [leaves[path] for path in group]
+                    tensors = [wide(leaves[path]) for path in group]
                     over = _reduced_axes(tensors[0].ndim, resolved[group[0]].stacked, None)
-                    targets["+".join(group)] = _norm(tensors, over)
+                    affines["+".join(group)] = Joint(tensors, over)
+            targets |= norms(affines)
         return ProjectionState(jnp.zeros([], jnp.int32), targets)
 
     def update_fn(updates, state, params=None):
@@ -276,10 +284,3 @@ def _reduced_axes(rank: int, stacked: int, kept: int | Sequence[int] | None) -> 
                 raise ValueError(f"axes={kept} is out of range for a weight of rank {inner}")
             keep.add(stacked + axis % inner)
     return [axis for axis in range(rank) if axis not in keep] if keep else None
-
-
-def _norm(tensors: Sequence[Float[Array, "..."]], axes: Sequence[int] | None) -> Float[Array, "..."]:
-    """The joint norm of some tensors: over everything, or over `axes` with these kept at size 1."""
-    keep, over = axes is not None, axes if axes is not None else range(tensors[0].ndim)
-    norms = [jnp.linalg.vector_norm(wide(t), axis=tuple(over), keepdims=keep) for t in tensors]
-    return norms[0] if len(norms) == 1 else jnp.sqrt(sum(jnp.square(norm) for norm in norms))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import fnmatch
 import functools
 import itertools
 import math
@@ -124,8 +123,8 @@ def roles(
 
     Args:
       params: any pytree of parameters: an NNX `State`, a Linen or plain dictionary, an Equinox module.
-      overrides: roles by path pattern (`*` matches anything, "/" included; the last match wins), or a finished `Roles`,
-        which is returned as it is.
+      overrides: roles by path or path pattern (`*` matches anything, "/" included; the last match wins), or a finished
+        `Roles`, which is returned as it is.
       stacked: the number of leading axes that only stack layers or ensemble members, by path pattern. They are
         recognised by themselves where a bias or a norm's scale stands beside the weights (they have them too).
 
@@ -165,7 +164,7 @@ def _decide_without_weights(
         if node.path in given:
             decided[node.path] = given[node.path], "override"
         elif not node.is_array:
-            decided[node.path] = Role.OTHER, "not a floating-point array"
+            decided[node.path] = Role.OTHER, "no array of floats"
         elif node.path in declared:
             decided[node.path] = Role(declared[node.path]), "declared by its layer"
         elif (kind := _kind(node, nodes)) is not None:
@@ -384,7 +383,7 @@ def _match(patterns: Mapping[str, Any], names: list[str], kind: type) -> dict[st
     """The value for each path that a pattern matches; the last match wins."""
     matched = {}
     for pattern, value in patterns.items():
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        hits = paths.matching(pattern, names)
         if not hits:
             raise ValueError(f"no parameter matches {pattern!r}{paths.nearest(pattern, names)}")
         try:

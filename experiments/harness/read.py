@@ -1,11 +1,9 @@
 """Runs read back from their folders, for reports: finished ones, running ones, and ones that were cut short."""
 
 import dataclasses
-import io
-import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from experiments.harness.errors import Unreadable, UserError
 from experiments.harness.folder import CONFIG, DIVERGED, DONE, METRICS
 from experiments.harness.folder import records as records_of
 from experiments.harness.identity import flatten
+from experiments.harness.parse import is_number, parse_about, parse_diverged, parse_records, words_for, words_of
 from experiments.harness.records import STEP_NAMES
 
 BASES = ("none", "layernorm", "rmsnorm", "nap")  # from plain to projected; a method is one of them, or is joined with +
@@ -27,7 +26,8 @@ _PROBLEM = {
     "tasks": ("frames", "passes"),
 }
 _SCHEDULE = "optimizer.schedule"
-_ROWS_WITH_ALL_NAMES = 100
+_NAMES = ("method", "game", "stream", "agent")  # settings that are texts in every experiment that has them
+_REQUIRED: Any = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +48,40 @@ class LoadedRun:
         """The resolved configuration."""
         return self.about["config"]
 
+    def setting(self, name: str, kind: type, otherwise: Any = _REQUIRED) -> Any:
+        """A setting of the configuration, of the type that it must have.
+
+        Args:
+            name: its place, such as "optimizer.lr".
+            kind: `float` takes whole numbers, too, and `int` and `float` only what a float can hold.
+            otherwise: what it is where it is absent or null.
+
+        Raises:
+            UserError: it is of another type; or it is absent, and must not be.
+        """
+        value: Any = self.config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None and otherwise is not _REQUIRED:
+            return otherwise
+        if kind in (int, float):
+            fits = is_number(value) and (kind is float or isinstance(value, int))
+        else:
+            fits = isinstance(value, kind)
+        if not fits:
+            what = f"config.json: {name} is {words_of(value)}, and must be {words_for(kind)}"
+            raise UserError(f"the run in {self.folder} is damaged: {what}")
+        return float(value) if kind is float else value
+
     @property
     def experiment(self) -> str:
         """The experiment's name."""
-        return str(self.about["experiment"])
+        return self.about["experiment"]
 
     @property
     def method(self) -> str:
         """The method's name, "none" for an experiment without methods."""
-        return str(self.config.get("method", "none"))
+        return self.setting("method", str, "none")
 
     @property
     def label(self) -> str:
@@ -173,12 +198,12 @@ def _with_problems(runs: list[LoadedRun]) -> list[LoadedRun]:
     values: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for name, value in _of_problem(run):
-            values.setdefault(str(run.config[_kind(run)]), {}).setdefault(name, set()).add(value)
+            values.setdefault(str(run.config[_kind(run.config)]), {}).setdefault(name, set()).add(value)
 
     def problem(run: LoadedRun) -> str:
-        if not _kind(run):
-            return str(run.config.get("game", run.experiment))
-        tasks = str(run.config[_kind(run)])
+        if not _kind(run.config):
+            return run.setting("game", str, run.experiment)
+        tasks = str(run.config[_kind(run.config)])
         telling = [f"{option(name)} {value}" for name, value in _of_problem(run) if len(values[tasks][name]) > 1]
         return f"{tasks} ({', '.join(telling)})" if telling else tasks
 
@@ -190,12 +215,12 @@ def _of_problem(run: LoadedRun) -> list[tuple[str, str]]:
 
 
 def _is_of_problem(run: LoadedRun, name: str) -> bool:
-    return name.partition(".")[0] in _PROBLEM.get(_kind(run), ())
+    return name.partition(".")[0] in _PROBLEM.get(_kind(run.config), ())
 
 
-def _kind(run: LoadedRun) -> str:
+def _kind(config: Mapping[str, Any]) -> str:
     """The setting that names the tasks of a run: "stream" or "tasks"; "" for a single game."""
-    return next((name for name in _PROBLEM if name in run.config), "")
+    return next((name for name in _PROBLEM if name in config), "")
 
 
 def _with_differences(runs: list[LoadedRun]) -> list[LoadedRun]:
@@ -235,38 +260,29 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
     """A run for each seed of a folder; none where there is no record yet."""
     try:
         found = storage.read(folder / CONFIG)
-        about: Any = None if found is None else json.loads(found)
-        if not _is_ours(about):
+        about = None if found is None else parse_about(found)
+        if about is None:
             return
-        data = records_of(folder, about)
-        data = data[: data.rfind(b"\n") + 1]  # a last line without its end is being written, or was cut short
-        records = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None) if data else pl.DataFrame()
-        # Polars finds the columns in no fixed order; the run wrote them in the network's.
-        first_rows = itertools.islice(io.BytesIO(data), _ROWS_WITH_ALL_NAMES)
-        names = dict.fromkeys(name for row in first_rows for name in json.loads(row))
-        records = records.select(*names, pl.exclude(*names)) if names else records
-        if "seed" in records.columns:
-            records = records.cast({"seed": pl.Int64})
+        records = parse_records(records_of(folder, about), _kind(about["config"]))
         diverged_at = _diverged_at(folder)
     except Unreadable:
         raise
-    except (ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+    except ValueError as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from None
-    done = (folder / DONE).exists()
-    if "seed" in records.columns:
-        for (seed,), of_seed in records.partition_by("seed", as_dict=True, maintain_order=True).items():
-            yield LoadedRun(folder, about, seed, of_seed, done, diverged_at)
-    elif records.height:
-        yield LoadedRun(folder, about, int(about["config"].get("seed", 0)), records, done, diverged_at)
+    if not records.height:
+        return
+    run = LoadedRun(folder, about, 0, records, (folder / DONE).exists(), diverged_at)
+    for name in _NAMES:
+        run.setting(name, str, "")
+    if "seed" not in records.columns:
+        yield dataclasses.replace(run, seed=run.setting("seed", int, 0))
+        return
+    for (seed,), of_seed in records.partition_by("seed", as_dict=True, maintain_order=True).items():
+        yield dataclasses.replace(run, seed=seed, records=of_seed)
 
 
 def _diverged_at(folder: Path) -> int | None:
     try:
-        return json.loads((folder / DIVERGED).read_text())["updates"]
+        return parse_diverged((folder / DIVERGED).read_bytes())
     except FileNotFoundError:
         return None
-
-
-def _is_ours(about: Any) -> bool:
-    """Whether a config.json was written by `open_run`."""
-    return isinstance(about, dict) and "experiment" in about and isinstance(about.get("config"), dict)

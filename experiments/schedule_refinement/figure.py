@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from experiments.harness.drawing import plain_style
 from experiments.harness.problems import Method
 
 COLOURS: dict[Method, str] = {"none": "#009E73", "layernorm": "#E69F00", "nap": "#0072B2"}
@@ -27,6 +28,7 @@ class Panel(NamedTuple):
     curves: Mapping[tuple[Method, str], Float[np.ndarray, "seeds updates"]]
 
 
+@plain_style()
 def draw(panels: Sequence[Panel], path: Path) -> None:
     """Means over seeds; of all weights solid, of the others dotted; linear decay grey, behind them."""
     from matplotlib.figure import Figure

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from nap.norms import vector_norm
 from nap.paths import PyTree
 
 Loss = Callable[[PyTree], Float[Array, ""]]
@@ -56,9 +57,9 @@ def top_hessian_eigenvalue(loss: Loss, params: PyTree, key: jax.Array, iteration
         remainder = image
         for _ in range(2):  # twice is enough: once leaves rounding errors as large as a small remainder
             remainder = remainder - _dot(basis.T, _dot(basis, remainder))
-        size = jnp.linalg.vector_norm(remainder)
+        size = vector_norm(remainder)
         # A remainder of the size of rounding errors: the products no longer leave the space that is spanned.
-        is_new = size > 10 * jnp.finfo(flat.dtype).eps * jnp.linalg.vector_norm(image)
+        is_new = size > 10 * jnp.finfo(flat.dtype).eps * vector_norm(image)
         beta = jnp.where(is_new, size, 0.0)
         direction = jnp.where(is_new, remainder / jnp.where(is_new, size, 1.0), 0.0)
         return basis.at[i + 1].set(direction, mode="drop"), (_dot(basis[i], image), beta)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nap import paths
+from nap.norms import vector_norm
 from nap.paths import PyTree
 from nap.steps import wide
 
@@ -33,7 +34,7 @@ class LeafNorms(NamedTuple):
 def feature_norm(features: Float[Array, "batch *shape"]) -> Float[Array, ""]:
     """Mean over the batch of the L2 norm of an example's features, all positions and channels as one vector."""
     flat = wide(features).reshape(features.shape[0], -1)
-    return jnp.mean(jnp.linalg.vector_norm(flat, axis=1))
+    return jnp.mean(vector_norm(flat, axis=1))
 
 
 def leaf_norms(tree: PyTree) -> dict[str, LeafNorms]:
@@ -45,7 +46,7 @@ def leaf_norms(tree: PyTree) -> dict[str, LeafNorms]:
     for path, leaf in paths.leaves(tree).items():
         if paths.is_weight_array(leaf):
             x = wide(leaf)
-            norms[path] = LeafNorms(jnp.linalg.vector_norm(x), jnp.sum(jnp.abs(x)), jnp.mean(x == 0))
+            norms[path] = LeafNorms(vector_norm(x), jnp.sum(jnp.abs(x)), jnp.mean(x == 0))
     return norms
 
 
@@ -70,5 +71,5 @@ def distance_to_init(params: PyTree, initial: PyTree) -> dict[str, Float[Array, 
             found = f"shape {before[path].shape}" if path in before else "no such leaf"
             raise ValueError(f"{path!r} has shape {leaf.shape}, but the initial parameters have {found}")
         change = wide(leaf) - wide(before[path])
-        distances[path] = jnp.linalg.vector_norm(change) / math.sqrt(leaf.size)
+        distances[path] = vector_norm(change) / math.sqrt(leaf.size)
     return distances

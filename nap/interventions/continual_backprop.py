@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from nap import paths
+from nap.axes import last_axes
 from nap.interventions.rarely import rarely
 from nap.interventions.units import NOT_GIVEN, Readers, UnitMasks, as_step, by_unit, count_units, outgoing, recycle
 from nap.paths import PyTree
@@ -144,8 +145,9 @@ def continual_backprop(
         given = jnp.mean(by_place, axis=0)  # by one mean where pooling or a window leaves places and positions apart
         given = given if len(given) == len(places) else jnp.broadcast_to(jnp.mean(given, axis=0), places.shape)
         mean = decay * places + (1 - decay) * given
-        usual = jnp.mean(mean, axis=0) / (1 - decay**ages)
-        swing = jnp.mean(jnp.abs(by_place - usual), axis=0)
+        usual = jnp.mean(mean, axis=0)
+        usual = usual / last_axes(1 - decay**ages, usual)
+        swing = jnp.mean(jnp.abs(by_place - last_axes(usual, by_place)), axis=0)
         parts = [_contribution(leaves[f"{reader}/kernel"], swing) for reader in readers[layer]]
         out = sum(total for total, _ in parts) / sum(weights for _, weights in parts)
         into = leaves[f"{layer}/kernel"]
@@ -160,14 +162,15 @@ def continual_backprop(
         return (rank < jnp.floor(record.due)) & jnp.isfinite(utility)
 
     def _begin_anew(record: UnitRecord, mask: Array) -> UnitRecord:
-        ages, utility, mean = (jnp.where(mask, 0, part) for part in record[:3])
+        ages, utility, mean = (jnp.where(last_axes(mask, part), 0, part) for part in record[:3])
         return UnitRecord(ages, utility, mean, record.due - jnp.floor(record.due))
 
     def _hand_over(params: PyTree, units: dict[str, UnitRecord], masks: UnitMasks) -> PyTree:
         """Adds what the replaced units gave on average to the biases of the layers that read them."""
         leaves = dict(paths.leaves(params))
         for layer, record in units.items():
-            mean = jnp.where(masks[layer], record.mean_activation / (1 - decay**record.ages), 0)
+            mask, known = (last_axes(of, record.mean_activation) for of in (masks[layer], 1 - decay**record.ages))
+            mean = jnp.where(mask, record.mean_activation / known, 0)
             for reader in readers[layer]:
                 if f"{reader}/bias" in leaves:
                     rows, met = _meet(leaves[f"{reader}/kernel"], mean)

@@ -13,6 +13,7 @@ from nap import checks, paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import needed, with_roles
 from nap.interventions.weights import incoming_axes, layer_of
+from nap.norms import vector_norm
 from nap.paths import PyTree
 from nap.projection import RoleSpec
 from nap.roles import LeafRole, Role, attention_kernels
@@ -85,9 +86,7 @@ def dash(
         for leaf in [*kernels, *biases]:
             w, g = (wide(leaves[leaf.path]) for leaves in (weights, gradients))
             over = _vector_axes(leaf, leaf.path in attention)
-            lengths = jnp.linalg.vector_norm(w, axis=over, keepdims=True) * jnp.linalg.vector_norm(
-                g, axis=over, keepdims=True
-            )
+            lengths = vector_norm(w, axis=over, keepdims=True) * vector_norm(g, axis=over, keepdims=True)
             product = jnp.sum(w * -g, axis=over, keepdims=True)
             cosine = jnp.where(lengths > 0, product / jnp.where(lengths > 0, lengths, 1), 0)
             new[leaf.path] = w * jnp.clip(cosine, shrink, 1)

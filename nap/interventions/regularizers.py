@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float
 
 from nap import checks, paths
+from nap.norms import vector_norm
 from nap.paths import PyTree
 from nap.projection import RoleSpec, resolve
 from nap.roles import LeafRole, Role, normalization_parameters
@@ -135,11 +136,13 @@ def w2_init(strength: checks.Number) -> optax.GradientTransformation:
       strength: weight of the penalty.
 
     Raises:
-      ValueError: `strength` < 0.
+      ValueError: `strength` < 0; at `init`, if a parameter is complex.
     """
     checks.not_negative(strength=strength)
 
     def init_fn(params: PyTree) -> W2InitState:
+        if (path := paths.complex_path(params)) is not None:
+            raise ValueError(f"w2_init orders weights by size, and {path!r} is complex: mask it (optax.masked)")
         floats = [leaf for leaf in jax.tree.leaves(params) if paths.is_weight_array(leaf)]
         return W2InitState(_concatenate([jnp.sort(leaf.reshape(-1)) for leaf in floats]))
 
@@ -249,11 +252,22 @@ def _added(updates: PyTree, pulls: Mapping[str, Any]) -> PyTree:
 
 
 def with_roles(params: PyTree, roles: RoleSpec, *wanted: Role) -> list[LeafRole]:
-    """The leaves of some roles; none in a tree without leaves, such as optax's stand-in for the parameters."""
+    """The leaves of some roles; none in a tree without leaves, such as optax's stand-in for the parameters.
+
+    Raises:
+      ValueError: one is complex, for which interventions have no rule.
+    """
     leaves = paths.leaves(params)
     if not leaves:
         return []
-    return [leaf for leaf in resolve(params, roles) if leaf.role in wanted and leaf.path in leaves]
+    chosen = [leaf for leaf in resolve(params, roles) if leaf.role in wanted and leaf.path in leaves]
+    for leaf in chosen:
+        if jnp.iscomplexobj(leaves[leaf.path]):
+            left_out = f"roles={{{leaf.path!r}: 'not a weight'}}"
+            raise ValueError(
+                f"interventions are for real weights, and {leaf.path!r} is complex: leave it out, {left_out}"
+            )
+    return chosen
 
 
 def as_matrix(weight: Float[Array, "..."], leaf: LeafRole) -> Float[Array, "*stacked inputs units"]:
@@ -289,10 +303,10 @@ def follow_spectra(
         matrix = as_matrix(leaves[leaf.path], leaf)
         right = state.vectors[part].reshape(*matrix.shape[:-2], matrix.shape[-1])
         forth = jnp.einsum("...nu,...u->...n", matrix, right)
-        length = jnp.linalg.norm(forth, axis=-1, keepdims=True)
+        length = vector_norm(forth, axis=-1, keepdims=True)
         left = jnp.where(length > 0, forth / jnp.where(length > 0, length, 1), 0)
         back = jnp.einsum("...nu,...n->...u", matrix, left)
-        sigma = jnp.linalg.norm(back, axis=-1, keepdims=True)
+        sigma = vector_norm(back, axis=-1, keepdims=True)
         right = jnp.where(sigma > 0, back / jnp.where(sigma > 0, sigma, 1), right)
         spectra.append(Spectrum(sigma[..., 0], left, right))
     return spectra, SpectralState(_concatenate([spectrum.right.reshape(-1) for spectrum in spectra]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -158,7 +157,7 @@ def matching(params: PyTree, patterns: Iterable[str]) -> set[str]:
     names = list(paths.leaves(params))
     found: set[str] = set()
     for pattern in patterns:
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        hits = paths.matching(pattern, names)
         if names and not hits:
             raise ValueError(f"no parameter matches {pattern!r}; the parameters are {', '.join(names)}")
         found.update(hits)

@@ -137,7 +137,7 @@ def self_normalized_resets(
             masks[layer] = ~fired & (silence >= record.threshold) & (percentile < 1)
             ended, length = fired | masks[layer], jnp.minimum(silence, longest)[:, None]
             reached = jnp.searchsorted(edges, length, side="right")
-            arrived = ended[:, None] & (length > 0) & (jnp.arange(bins) == reached)
+            arrived = ended[:, None] & (length > 0) & (jnp.arange(bins)[None] == reached)
             units[layer] = FiringRecord(
                 jnp.where(ended, 0, silence),
                 record.histogram + arrived,

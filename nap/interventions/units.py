@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from nap import paths
+from nap.axes import last_axes
 from nap.paths import PyTree
 from nap.roles import attention_kernels
 
@@ -124,13 +125,14 @@ def recycle(
     new = dict(leaves)
     for layer, mask in masks.items():
         for path in _owned(leaves, layer, mask.size):
-            changed[path] = changed[path] | mask
-            new[path] = jnp.where(mask, fresh[path].astype(leaves[path].dtype), new[path])
+            of_unit = last_axes(mask, leaves[path])
+            changed[path] = changed[path] | of_unit
+            new[path] = jnp.where(of_unit, fresh[path].astype(leaves[path].dtype), new[path])
     for layer, mask in masks.items():  # after all incoming weights: a new unit must not read a recycled one
         for reader in readers[layer]:
             path = f"{reader}/kernel"
             kernel = leaves[path]
-            rows = jnp.tile(mask, kernel.shape[-2] // mask.size)[:, None]
+            rows = last_axes(jnp.tile(mask, kernel.shape[-2] // mask.size)[:, None], kernel)
             changed[path] = changed[path] | rows
             new[path] = jnp.where(rows, 0, new[path])
     after = paths.replace(params, new)

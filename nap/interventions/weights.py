@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key
 from nap import checks, paths
 from nap.interventions.rarely import rarely
 from nap.interventions.regularizers import SpectralState, first_vectors, follow_spectra, needed, with_roles
+from nap.norms import vector_norm
 from nap.paths import PyTree
 from nap.projection import RoleSpec, factor_to
 from nap.roles import LeafRole, Role
@@ -207,7 +208,7 @@ def project_units(
         weights = moved(params, updates)
         new = {}
         for leaf in with_roles(params, roles, *projected):
-            norm = jnp.linalg.vector_norm(weights[leaf.path], axis=incoming_axes(leaf), keepdims=True)
+            norm = vector_norm(weights[leaf.path], axis=incoming_axes(leaf), keepdims=True)
             new[leaf.path] = weights[leaf.path] * factor_to(radius, norm)
         return landing(params, updates, new), state
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from nap.activations import Activation, ActivationName, features_per_unit, make_activation
+from nap.axes import last_axes
 from nap.checks import check_choice
 from nap.layers import Conv, Linear, Norm, NormAxes, Output, identity, uniform_fan_in
 from nap.noisy import NoisyLinear, NoisyOutput
@@ -174,7 +175,8 @@ class QNetwork(nnx.Module):
         taus = None
         if self.quantile_samples:
             taus = _probabilities(quantile_key, batch, self.quantile_samples)
-            cosines = jnp.cos(jnp.pi * jnp.arange(1, COSINES + 1) * taus[..., None]).astype(self.dtype)
+            multiples = last_axes(jnp.pi * jnp.arange(1, COSINES + 1), taus[..., None])
+            cosines = jnp.cos(multiples * taus[..., None]).astype(self.dtype)
             activations["quantile"] = self.quantile(cosines)
             x = (x[:, None] * activations["quantile"]).reshape(batch * self.quantile_samples, -1)
         outputs = []

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from nap.axes import last_axes
 from nap.layers import Linear, Norm, identity, normalize
 from nap.roles import Role
 from nap.steps import wide
@@ -39,7 +40,7 @@ class HeadNormalization(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Normalize over the last axis, then scale."""
-        return normalize(x, self.norm) * self.scale[...].astype(x.dtype)
+        return normalize(x, self.norm) * last_axes(self.scale[...].astype(x.dtype), x)
 
 
 class Attention(nnx.Module):
@@ -101,7 +102,7 @@ def rotate(x: Float[Array, "*batch time heads features"]) -> Float[Array, "*batc
     """
     time, features = x.shape[-3], x.shape[-1]
     frequencies = ROTARY_BASE ** (-jnp.arange(0, features, 2) / features)
-    angles = (jnp.arange(time)[:, None] * frequencies)[:, None]  # [time, 1, features / 2]
+    angles = (jnp.arange(time)[:, None] * frequencies[None])[:, None]  # [time, 1, features / 2]
     first, second = jnp.split(wide(x), 2, axis=-1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = (last_axes(of, first) for of in (jnp.cos(angles), jnp.sin(angles)))
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)

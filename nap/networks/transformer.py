@@ -191,7 +191,7 @@ class Transformer(nnx.Module):
         width = self.embedding.features
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions(jnp.arange(time))
+            x = x + self.positions(jnp.arange(time))[None]
         x = (math.sqrt(width) * x).astype(self.dtype)
         graph = nnx.graphdef(self.blocks if self.scan_layers else self.blocks[0])
 

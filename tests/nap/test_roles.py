@@ -258,6 +258,19 @@ def test_overrides_win_and_the_last_match_counts():
     assert roles["output/kernel"].role == OUTPUT
 
 
+def test_a_name_is_taken_as_it_is_before_it_is_a_pattern():
+    params = {"conv[0]": {"kernel": jnp.ones((4, 4))}, "conv0": {"kernel": jnp.ones((4, 4))}}
+    params["out"] = {"kernel": jnp.ones((4, 2))}
+    roles = nap.roles(params, {"conv[0]/kernel": "embedding"})
+    assert roles.paths(Role.EMBEDDING) == ["conv[0]/kernel"]
+    assert nap.roles(params, {"conv[0]/*": "embedding"}).paths(Role.EMBEDDING) == [
+        "conv0/kernel"
+    ]  # a choice of letters
+    del params["conv0"]
+    assert nap.roles(params, {"conv[0]/*": "embedding"}).paths(Role.EMBEDDING) == ["conv[0]/kernel"]
+    assert nap.roles(params, stacked={"conv[0]/kernel": 1})["conv[0]/kernel"].stacked == 1
+
+
 def test_the_layers_of_this_library_declare_their_roles():
     params = nnx.split(QNetwork(4, rngs=nnx.Rngs(0)))[1]
     roles = nap.roles(params)

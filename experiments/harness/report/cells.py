@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -67,8 +67,7 @@ class Cell:
     @property
     def planned(self) -> int | None:
         """How many tasks there are to be."""
-        protocol = self.runs[0].config.get("protocol")
-        return protocol.get("tasks") if isinstance(protocol, Mapping) else None
+        return self.runs[0].setting("protocol.tasks", int, None)
 
     @property
     def diverged(self) -> list[int]:
@@ -113,8 +112,7 @@ def make_cells(runs: Sequence[LoadedRun]) -> list[Cell]:
     """The cells, in the methods' order. A seed that lies in several folders counts once: the run that got furthest."""
     groups: dict[tuple[str, str, float], dict[int, LoadedRun]] = {}
     for run in runs:
-        optimizer = run.config.get("optimizer")
-        lr = float(optimizer.get("lr", np.nan)) if isinstance(optimizer, Mapping) else np.nan
+        lr = run.setting(_LEARNING_RATE, float, np.nan)
         seeds = groups.setdefault((run.problem, run.label_without(_LEARNING_RATE), lr), {})
         if run.seed not in seeds or seeds[run.seed].reached < run.reached:
             seeds[run.seed] = run

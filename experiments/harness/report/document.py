@@ -9,7 +9,7 @@ from experiments.harness.identity import folder_name
 from experiments.harness.read import LoadedRun, common_folder, load_runs
 from experiments.harness.report import atari, page, plasticity, sequences, supervised
 from experiments.harness.report.looks import palette
-from experiments.harness.report.panels import draw, write
+from experiments.harness.report.panels import save, write
 from experiments.harness.storage import write_atomically
 
 # By experiment; all others are reported on as Atari runs are.
@@ -18,7 +18,6 @@ _KINDS: dict[str, ModuleType] = {
     "sequential-atari": sequences,
     **dict.fromkeys(("images", "language"), supervised),
 }
-_DPI = 160
 
 
 def write_report(paths: Iterable[Path], output: Path | None = None) -> Path:
@@ -36,6 +35,9 @@ def write_report(paths: Iterable[Path], output: Path | None = None) -> Path:
     """
     runs = load_runs(paths)
     output = output or common_folder(runs) / "report.html"
+    for path in (output, output.with_name(f"{output.name}.draft")):  # the latter is written first
+        if path.is_dir():
+            raise UserError(f"the report can't be written to {output}: {path} is a folder; give another --out")
     parts = list(_by_kind(runs))
     titles = [kind.title(of_kind) for kind, of_kind in parts]
     content: list[str] = []
@@ -58,7 +60,7 @@ def write_figure(paths: Iterable[Path], output: Path) -> Path:
         raise UserError(f"--figure shows one kind of experiment, and these runs are of {page.listed(names)}: name one")
     (kind, runs) = parts[0]
     output.parent.mkdir(parents=True, exist_ok=True)
-    draw(kind.overview(runs), palette(kind.labels(runs))).savefig(output, format="png", dpi=_DPI)
+    save(kind.overview(runs), palette(kind.labels(runs)), output, "png")
     return output
 
 

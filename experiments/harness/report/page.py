@@ -9,7 +9,7 @@ from typing import Any
 from experiments.harness.identity import flatten
 from experiments.harness.read import LoadedRun, method_order, option
 from experiments.harness.report.looks import Palette
-from experiments.harness.report.panels import Plot, draw
+from experiments.harness.report.panels import Plot, save
 from experiments.harness.statistics import Interval
 
 _STYLE = """
@@ -46,7 +46,7 @@ def figure(heading: str, plot: Plot | None, looks: Palette, caption: str) -> str
     if plot is None:
         return ""
     buffer = io.BytesIO()
-    draw(plot, looks).savefig(buffer, format="svg", metadata={"Date": None})
+    save(plot, looks, buffer, "svg")
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f"<h3>{text(heading)}</h3><figure><div class='scroll'>"

@@ -5,7 +5,7 @@ import dataclasses
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from experiments.harness.drawing import plain_style
 from experiments.harness.report.looks import Palette, meaning
 
 _WIDTH = 10.8  # inches; one width for all figures, so that one font size is one size on the page
@@ -111,6 +112,7 @@ class Plot:
         return list(dict.fromkeys(line.method for panel in self.panels for line in panel.lines))
 
 
+@plain_style()
 def draw(plot: Plot, looks: Palette) -> Figure:
     """The figure: one look a method, thin lines for single seeds, a legend above."""
     figure, panels = _grid(plot)
@@ -156,6 +158,14 @@ def draw(plot: Plot, looks: Palette) -> Figure:
     return figure
 
 
+@plain_style()
+def save(plot: Plot, looks: Palette, file: Path | BinaryIO, kind: Literal["png", "svg"]) -> None:
+    """Writes the figure as PNG or SVG."""
+    options: dict[str, Any] = {"dpi": _DPI} if kind == "png" else {"metadata": {"Date": None}}
+    draw(plot, looks).savefig(file, format=kind, **options)
+
+
+@plain_style()
 def write(plot: Plot, looks: Palette, stem: Path) -> list[Path]:
     """Writes the figure as PNG and PDF and its numbers as CSV; `stem` is their path without the ending."""
     figure = draw(plot, looks)

@@ -139,22 +139,21 @@ def _about(runs: Sequence[LoadedRun], cells: Sequence[Cell]) -> str:
 
 def _stream(cell: Cell) -> str:
     """The tasks and the learner of a stream in words, as far as the configuration tells."""
-    config = cell.runs[0].config
-    protocol = config["protocol"] if isinstance(config.get("protocol"), Mapping) else {}
-    words = [f"data {config['data']}"] if config.get("data") else []
+    run = cell.runs[0]
+    words = [f"data {data}"] if (data := run.setting("data", str, "")) else []
     for name, unit in (
         ("tasks", "tasks"),
         ("epochs", "epochs a task"),
         ("examples", "examples"),
         ("batch_size", "examples a batch"),
     ):
-        if name in protocol:
-            words.append(f"{protocol[name]:,} {unit}")
-    if config.get("network"):
-        widths = ", ".join(map(str, config.get("hidden") or []))
-        words.append(f"network {config['network']}{f' (hidden layers {widths})' if widths else ''}")
-    if isinstance(optimizer := config.get("optimizer"), Mapping) and "optimizer" in optimizer:
-        words.append(f"optimizer {optimizer['optimizer']}")
+        if (count := run.setting(f"protocol.{name}", int, None)) is not None:
+            words.append(f"{count:,} {unit}")
+    if network := run.setting("network", str, ""):
+        widths = ", ".join(map(str, run.setting("hidden", list, [])))
+        words.append(f"network {network}{f' (hidden layers {widths})' if widths else ''}")
+    if optimizer := run.setting("optimizer.optimizer", str, ""):
+        words.append(f"optimizer {optimizer}")
     return "; ".join(words) or "no more is recorded of it"
 
 

@@ -233,11 +233,15 @@ def _settings(run: LoadedRun) -> tuple[tuple[str, str], ...]:
 
 
 def _sequence_of(run: LoadedRun) -> sequence.Sequence:
-    config = run.config
+    tasks, frames, passes = run.setting("tasks", str), run.setting("frames", int), run.setting("passes", int)
     try:
-        return sequence.Sequence(sequence.parse_tasks(config["tasks"], config["frames"]), config["passes"])
-    except (KeyError, ValueError) as error:
+        found = sequence.Sequence(sequence.parse_tasks(tasks, frames), passes)
+        last = run.records["visit"].max() if "visit" in run.records.columns else 1
+        if not isinstance(last, int) or not 1 <= last <= len(found.visits):
+            raise ValueError(f"a record is of visit {last}, and there are {len(found.visits)}")
+    except ValueError as error:
         raise UserError(f"the tasks of {run.folder} can't be read: {error}") from None
+    return found
 
 
 def _evaluations(run: LoadedRun) -> dict[int, Curve]:

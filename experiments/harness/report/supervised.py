@@ -99,7 +99,7 @@ def make_arms(runs: Sequence[LoadedRun]) -> list[Arm]:
     for run in runs:
         data = next((str(run.config[name]) for name in reversed(_DATA) if run.config.get(name)), "?")
         problem, label = f"{run.experiment} on {data}", run.label_without(_LEARNING_RATE, *_DATA)
-        seeds = groups.setdefault((problem, label, float(run.config["optimizer"]["lr"])), {})
+        seeds = groups.setdefault((problem, label, run.setting(_LEARNING_RATE, float)), {})
         if run.seed not in seeds or seeds[run.seed].reached < run.reached:
             seeds[run.seed] = run
         evaluated = int(max(run.series(_LOSS)[0], default=0))
@@ -245,9 +245,13 @@ def _rates_table(arms: Sequence[Arm]) -> str:
                 shown += f" <small>{len(arm.finals(_LOSS))} of {len(arm.runs)} seeds</small>"
             cells.append(f"<b>{shown}</b>" if arm in chosen else shown)
         found = tolerated(of_label)
-        cells.append("–" if found is None else f"{found[0]:g} to {found[1]:g}, {found[1] / found[0]:.3g}-fold")
+        cells.append("–" if found is None else _span(*found))
         rows.append(row(head, cells))
     return f"<h3>Held-out loss at all learning rates</h3>{table(head, rows)}"
+
+
+def _span(least: float, largest: float) -> str:
+    return f"{least:g} to {largest:g}" + (f", {largest / least:.3g}-fold" if least else "")
 
 
 def _by_label(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
@@ -298,7 +302,8 @@ def _rates_plot(arms: Sequence[Arm]) -> Plot | None:
         return None
     lines = []
     for label, of_label in _by_label(arms).items():
-        found = [(arm.lr, interval) for arm in of_label if (interval := arm.final(_LOSS)) is not None]
+        positive = [arm for arm in of_label if arm.lr > 0]  # a logarithmic axis has no 0
+        found = [(arm.lr, interval) for arm in positive if (interval := arm.final(_LOSS)) is not None]
         if found:
             places = np.array([lr for lr, _ in found])
             values, low, high = (np.array(part) for part in zip(*(interval for _, interval in found), strict=True))
