@@ -309,6 +309,9 @@ def test_how_a_machine_is_divided():
 def test_the_gpus_are_those_that_may_be_seen(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     assert gpus_here() == ["1", "3"]
+    for none in ("", "-1", "NoDevFiles"):  # the last is SLURM's
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert gpus_here() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho 'GPU 1: H100'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
