@@ -1,4 +1,4 @@
-"""Matplotlib as it comes: untouched by a notebook's backend, a matplotlibrc, or letters that it takes for mathematics."""
+"""Matplotlib as it comes: untouched by a notebook's backend, a matplotlibrc, or what it takes for mathematics."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def import_matplotlib() -> ModuleType:
     """
     asked = os.environ.pop("MPLBACKEND", None)
     try:
-        import matplotlib  # here, so that listing the experiments does not pay for it
+        import matplotlib as mpl  # here, so that listing the experiments does not pay for it
     finally:
         if asked is not None:
             os.environ["MPLBACKEND"] = asked
-    return matplotlib
+    return mpl
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _MOST_WHOLE = 2**53
 _MOST_LEVELS = 50  # of objects within objects
 _ROWS_WITH_ALL_NAMES = 100
 
-# Columns that must hold whole numbers, numbers, texts and truth values, if they are there, like every `name/of` numbers.
+# Columns that must hold whole numbers, numbers and texts, if they are there; `name/of` holds numbers, whatever it is.
 _WHOLE = ("seed", *STEP_NAMES, "task_updates", "visit", "pass", "visit_frames")
 _NUMBERS = ("loss", "accuracy", "online_loss", "online_accuracy", "test_loss", "test_accuracy", "learning_rate",
             "epsilon", "effective_rank", "srank", "approximate_rank", "stable_rank", "feature_rank",

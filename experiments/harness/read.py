@@ -71,7 +71,7 @@ class LoadedRun:
         if not fits:
             what = f"config.json: {name} is {words_of(value)}, and must be {words_for(kind)}"
             raise UserError(f"the run in {self.folder} is damaged: {what}")
-        return float(value) if kind is float else value
+        return float(value) if kind is float and value is not None else value
 
     @property
     def experiment(self) -> str:

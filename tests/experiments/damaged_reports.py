@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 0.5, 1e308, -1e308, 1e-320, 10**30, 2**63, 10**500, "", "x", "$\\frac{$", "$x_{$", "\ud800", "a\0b",
-    "<b>&", "l" * 3000, [], {}, [1], ["a", {}], {"a": 1}, {"a": {"b": [None]}},
+    None, True, 0, -1, 0.5, 1e308, -1e308, 1e-320, 10**30, 2**63, 10**500, "", "x", "$\\frac{$", "$x_{$", "\ud800",
+    "a\0b", "<b>&", "l" * 3000, [], {}, [1], ["a", {}], {"a": 1}, {"a": {"b": [None]}},
 )  # fmt: skip
 TEXTS: tuple[bytes, ...] = (
     b"", b"null", b"5", b"[]", b"{}", b'"text"', b"NaN", b"1e400", b"{", b"\xff\xfe", b"\xef\xbb\xbf{}", b"[" * 5000,
