@@ -16,7 +16,7 @@ def host_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
         Bytes; None where nobody tells.
     """
     try:
-        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text(encoding="utf-8").splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
@@ -26,7 +26,7 @@ def host_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
 def _left_by_groups(proc: Path, groups: Path) -> Iterator[int]:
     """What this process's control group leaves, and each one around it: those that tell, of either version."""
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -40,7 +40,9 @@ def _left_by_groups(proc: Path, groups: Path) -> Iterator[int]:
         inside = Path(path.lstrip("/"))
         for level in (inside, *inside.parents):
             with contextlib.suppress(OSError, KeyError, ValueError):  # no limit ("max"), or a path from outside
-                limit, used = (int((root / level / name).read_text()) for name in names)
-                stat = dict(line.split() for line in (root / level / "memory.stat").read_text().splitlines())
+                limit, used = (int((root / level / name).read_text(encoding="utf-8")) for name in names)
+                stat = dict(
+                    line.split() for line in (root / level / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )
                 # Files that were written or read lately count as used, but give way: a checkpoint, for one.
                 yield limit - used + sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("inactive", "active"))

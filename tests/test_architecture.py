@@ -1,4 +1,4 @@
-"""The arrows between the packages, the size of a file, that it is our packages that are imported, and idly."""
+"""The arrows between the packages, the size and the text of a file; that our packages are imported, and idly."""
 
 import ast
 import importlib
@@ -54,7 +54,9 @@ def wrong_arrows(package: str, source: str, file: Path) -> list[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_follow_the_arrows(package):
     assert files(package), f"{package} has no files: this test would hold of anything"
-    assert [wrong for file in files(package) for wrong in wrong_arrows(package, file.read_text(), file)] == []
+    assert [
+        wrong for file in files(package) for wrong in wrong_arrows(package, file.read_text(encoding="utf-8"), file)
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -83,9 +85,37 @@ def test_what_is_imported_is_ours(package):
 
 def test_a_file_is_one_room():
     ours = [file for package in (*PACKAGES, "tests") for file in files(package)]
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in ours}
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in ours}
     too_long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
     assert not too_long, f"longer than {LONGEST_FILE} lines; make a folder of each: {too_long}"
+
+
+def by_the_locale(source: str) -> list[str]:
+    """Calls that read or write text in the encoding of whoever runs them, of those that ruff's PLW1514 does not see."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and "encoding" not in (
+            words := {w.arg: ast.unparse(w.value) for w in node.keywords}
+        ):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            mode = node.args[0] if node.args else ast.Constant("r")
+            on_a_path = name == "open" and not ast.unparse(node.func).startswith("tarfile.")
+            opens = on_a_path and isinstance(mode, ast.Constant) and "b" not in str(mode.value)
+            if opens or name in ("read_text", "write_text") or words.get("text") == "True":
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_text_is_utf_8_whatever_the_locale(package):
+    found = {str(file.relative_to(ROOT)): by_the_locale(file.read_text(encoding="utf-8")) for file in files(package)}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_text_by_the_locale_would_be_found():
+    wrong = "p.read_text(); p.write_text(''); p.open(); p.open('w'); subprocess.run(words, text=True)"
+    assert len(by_the_locale(wrong)) == 5
+    assert by_the_locale("p.read_text(encoding='utf-8'); p.open('rb'); tarfile.open(p); os.open(p, 0)") == []
 
 
 def test_importing_uses_no_device():
@@ -105,5 +135,7 @@ assert jax.device_count() == 3
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
-    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import nap
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(first_line: str) -> str:

@@ -97,6 +97,6 @@ def run(options: Options) -> None:
     print(table(rows))
     folder = options.out / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.txt").write_text(f"{described}\n\n{table(rows)}\n")
+    (folder / "bench.txt").write_text(f"{described}\n\n{table(rows)}\n", encoding="utf-8")
     figures = {"machine": facts, "rows": [row.as_json() for row in rows]}
-    (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / "bench.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

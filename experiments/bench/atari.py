@@ -359,7 +359,7 @@ def _act_at_random(environments: AtariEnvs) -> None:
 
 def _seconds_to_first_update(cache: str) -> float:
     """Runs `atari` with that compilation cache until it has recorded its first update."""
-    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         sizes = ("--frames", "3200", "--iteration-frames", "3200", "--min-replay-frames", "256")
         command = (sys.executable, "-m", "experiments", "atari", "--preset", "demo", *sizes, "--out", out)
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}

@@ -180,7 +180,9 @@ def _types_of(config_type: type) -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     try:
-        answer = subprocess.run(["git", "-C", str(_REPOSITORY), *arguments], capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(
+            ["git", "-C", str(_REPOSITORY), *arguments], capture_output=True, encoding="utf-8", timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""

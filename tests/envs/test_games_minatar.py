@@ -130,5 +130,5 @@ game = envs.games.minatar("freeway")
 jax.jit(game.step)(game.reset(key), 2, key)
 """
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

@@ -159,7 +159,7 @@ def test_what_can_not_be(numbered):
 
 
 def test_what_a_package_itself_lacks_is_named(tmp_path, monkeypatch):
-    (tmp_path / "package_of_tea.py").write_text("import no_such_leaves.green")
+    (tmp_path / "package_of_tea.py").write_text("import no_such_leaves.green", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     line = r"^loading tea needs package_of_tea, which can't be imported without no_such_leaves: `pip install package_of"
     with pytest.raises(ValueError, match=line):

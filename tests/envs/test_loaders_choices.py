@@ -10,7 +10,7 @@ from envs.loaders import Question, load_questions
 
 def write(path, *rows):
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def test_piqa(tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_piqa(tmp_path, monkeypatch):
         {"goal": "To open a jar,", "sol1": "twist the lid.", "sol2": "twist the jar's label."},
         {"goal": "To dry a cup,", "sol1": "fill it.", "sol2": "wipe it."},
     )
-    (tmp_path / "piqa" / "valid-labels.lst").write_text("0\n1\n")
+    (tmp_path / "piqa" / "valid-labels.lst").write_text("0\n1\n", encoding="utf-8")
     monkeypatch.setenv("NAP_DATA", str(tmp_path))
     first, second = load_questions("piqa")
     choices = (" twist the lid.", " twist the jar's label.")
@@ -36,7 +36,7 @@ def test_siqa_counts_from_1(tmp_path):
         "answerC": "x",
     }
     write(tmp_path / "dev.jsonl", row, row)
-    (tmp_path / "answers").write_text("1\n3\n")
+    (tmp_path / "answers").write_text("1\n3\n", encoding="utf-8")
     first, second = load_questions("siqa", tmp_path / "dev.jsonl", tmp_path / "answers")
     assert first == Question("Q: Kim fell. How does Kim feel?\nA:", (" hurt", " tall", " x"), 0)
     assert second.answer == 2
@@ -62,15 +62,15 @@ def test_something_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"x-labels\.lst: can't be read"):
         load_questions("piqa", path)
     labels = tmp_path / "x-labels.lst"
-    labels.write_text("2\n")
+    labels.write_text("2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is '2', must be one of 0, 1"):
         load_questions("piqa", path)
-    labels.write_text("1\n0\n")
+    labels.write_text("1\n0\n", encoding="utf-8")
     with pytest.raises(ValueError, match="1 questions but 2 labels"):
         load_questions("piqa", path)
     write(path, {"text": "word"})
     with pytest.raises(ValueError, match="line 1: a passage of a single word"):
         load_questions("lambada", path)
-    path.write_text("\n")
+    path.write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no questions"):
         load_questions("lambada", path)

@@ -150,7 +150,7 @@ def of_shards(tmp_path):
 
 def of_questions(tmp_path):
     path = tmp_path / "valid.jsonl"
-    (tmp_path / "valid-labels.lst").write_text("0\n1\n")
+    (tmp_path / "valid-labels.lst").write_text("0\n1\n", encoding="utf-8")
     lines = [json.dumps({"goal": "to sit", "sol1": "on a mat", "sol2": f"on {i}"}) for i in range(2)]
     return path, "\n".join(lines).encode(), lambda: load_questions("piqa", path)
 

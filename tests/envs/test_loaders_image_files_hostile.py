@@ -74,7 +74,7 @@ def test_images_in_folders_below_a_class_are_found_and_hidden_ones_are_not(folde
     (folder / "train" / "a" / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(encoded())
     (folder / "train" / "a" / "._0.png").write_bytes(b"\x00\x05\x16\x07")
     (folder / "val" / "b" / "._0.JPEG").write_bytes(b"\x00\x05\x16\x07")
-    (folder / "val" / "b" / "boxes.txt").write_text("0 0 1 1")
+    (folder / "val" / "b" / "boxes.txt").write_text("0 0 1 1", encoding="utf-8")
     splits = load_image_files(folder)
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert splits.train.read(2)[1] == str(folder / "train" / "a" / "images" / "2.png")

@@ -49,8 +49,8 @@ def documents():
 def write_folder(folder):
     for number, shard in enumerate(texts()):
         lines = [json.dumps({"text": text, "url": "x"}) for text in shard] if shard else []
-        (folder / f"train-{number}.jsonl").write_text("\n".join(lines))
-    (folder / "validation-0.jsonl").write_text(json.dumps({"text": "held out"}))
+        (folder / f"train-{number}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "validation-0.jsonl").write_text(json.dumps({"text": "held out"}), encoding="utf-8")
 
 
 @pytest.fixture(params=["lists", "folder", "datasets"])
@@ -189,8 +189,8 @@ def test_a_folder_gives_what_datasets_gave(tmp_path):
 def train_and_validation(folder, shards):
     folder.mkdir(exist_ok=True)
     for number, rows in enumerate(shards):
-        (folder / f"train-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "validation-0.jsonl").write_text('{"text": "held out"}')
+        (folder / f"train-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "validation-0.jsonl").write_text('{"text": "held out"}', encoding="utf-8")
     return open_stream(str(folder))
 
 
@@ -214,10 +214,10 @@ def test_a_folder_of_every_kind_whose_name_is_a_pattern(tmp_path):
     assert first_documents(stream, 9) == ["a"]
     pl.DataFrame({"n": [1, 2, 3], "text": ["b", None, "c"]}).write_parquet(folder / "train-1[0].parquet")
     (folder / "train-2.json.gz").write_bytes(gzip.compress(b'{"text": "d"}'))
-    (folder / "training.ndjson").write_text('{"text": "e"}')
-    (folder / "trained.jsonl").write_text("not a shard")
-    (folder / "._train-0.jsonl").write_text("not a shard")
-    (folder / "README.md").write_text("not a shard")
+    (folder / "training.ndjson").write_text('{"text": "e"}', encoding="utf-8")
+    (folder / "trained.jsonl").write_text("not a shard", encoding="utf-8")
+    (folder / "._train-0.jsonl").write_text("not a shard", encoding="utf-8")
+    (folder / "README.md").write_text("not a shard", encoding="utf-8")
     stream = open_stream(str(folder))
     assert stream.num_shards == 4
     assert first_documents(stream, 9) == ["a", "b", "c", "d", "e"]
@@ -245,7 +245,7 @@ def test_a_folder_without_the_split_that_is_asked_for(tmp_path):
 )
 def test_a_damaged_document_is_met_while_the_stream_is_read(tmp_path, line, told):
     stream = train_and_validation(tmp_path, [[{"text": "a"}], []])
-    (tmp_path / "train-1.jsonl").write_text('{"text": "b"}\n' + line)
+    (tmp_path / "train-1.jsonl").write_text('{"text": "b"}\n' + line, encoding="utf-8")
     with pytest.raises(BadFile, match=told):
         some(training_stream(stream, BYTES, 2, 1, seed=0, window=1), 9)
 

@@ -51,7 +51,7 @@ def test_every_kind_of_file_in_the_order_of_names(tmp_path):
     (tmp_path / "b").mkdir()
     lines = "\n".join(json.dumps({"text": text, "url": "x"}) for text in ("two", "three\nlines", "two", ""))
     (tmp_path / "b" / "c4.json.gz").write_bytes(gzip.compress(lines.encode()))
-    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
     pl.DataFrame({"text": ["four", None], "n": [1, 2]}).write_parquet(tmp_path / "c.parquet")
     (tmp_path / "d.bin").write_bytes(b"\xff")
     corpus = load_text(str(tmp_path))
@@ -61,7 +61,7 @@ def test_every_kind_of_file_in_the_order_of_names(tmp_path):
 
 
 def test_one_file_is_cut(tmp_path):
-    (tmp_path / "book").write_text("0123456789" * 3)
+    (tmp_path / "book").write_text("0123456789" * 3, encoding="utf-8")
     corpus = load_text(str(tmp_path / "book"))
     assert corpus.documents == ("0123456789" * 2 + "0123456",)
     assert corpus.held_out == ("789",)
@@ -111,7 +111,7 @@ def test_json_lines_under_any_of_their_names(tmp_path, name):
 
 
 def test_documents_that_can_not_be_read_are_not_passed_over_beside_a_readme(tmp_path):
-    (tmp_path / "README.md").write_text("what the data are")
+    (tmp_path / "README.md").write_text("what the data are", encoding="utf-8")
     (tmp_path / "c4.json.zst").write_bytes(b"(\xb5/\xfd")
     with pytest.raises(BadFile, match=r"c4\.json\.zst: packed as \.zst, which is not read"):
         load_text(str(tmp_path))
@@ -124,20 +124,20 @@ def test_documents_that_can_not_be_read_are_not_passed_over_beside_a_readme(tmp_
 def test_what_is_hidden_is_not_trained_on(tmp_path):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".git").mkdir()
-    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text('{"text": "old"}')
-    (tmp_path / ".git" / "description.md").write_text("unnamed")
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text('{"text": "old"}', encoding="utf-8")
+    (tmp_path / ".git" / "description.md").write_text("unnamed", encoding="utf-8")
     (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}')
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}', encoding="utf-8")
     assert load_text(str(tmp_path)) == (("x",), ("y",))
     assert unread_files(str(tmp_path)) == []
     hidden = tmp_path / ".corpus"  # named itself, it is meant
     (tmp_path / ".ipynb_checkpoints").rename(hidden)
-    (hidden / "b.txt").write_text("z")
+    (hidden / "b.txt").write_text("z", encoding="utf-8")
     assert load_text(str(hidden)) == (("old",), ("z",))
 
 
 def test_a_folder_that_can_not_be_listed_is_told(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("abcdefghijk")
+    (tmp_path / "a.txt").write_text("abcdefghijk", encoding="utf-8")
     (tmp_path / "b").mkdir()
     scandir = os.scandir
 
@@ -223,7 +223,7 @@ def test_byte_pairs(bpe):
 def test_byte_pairs_are_the_same_each_time(bpe, tmp_path):
     _, path, words = bpe
     train_bpe(words, 270, tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_text() == path.read_text()
+    assert (tmp_path / "again.json").read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
 def test_what_is_no_tokenizer(bpe, tmp_path):
@@ -232,19 +232,21 @@ def test_what_is_no_tokenizer(bpe, tmp_path):
         train_bpe(["a"], 256, tmp_path / "x.json")
     with pytest.raises(ValueError, match=r"x\.json: can't be read \(No such file"):
         load_bpe(tmp_path / "x.json")
-    (tmp_path / "x.json").write_text("[1]")
+    (tmp_path / "x.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"x\.json: not a tokenizer"):
         load_bpe(tmp_path / "x.json")
-    (tmp_path / "x.json").write_text(path.read_text().replace("<|endoftext|>", "<|other|>"))
+    (tmp_path / "x.json").write_text(
+        path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|other|>"), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"no token <\|endoftext\|>"):
         load_bpe(tmp_path / "x.json")
 
 
 def changed(path, change):
     """Loads a tokenizer whose JSON has been changed."""
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     change(saved)
-    path.write_text(json.dumps(saved))
+    path.write_text(json.dumps(saved), encoding="utf-8")
     return load_bpe(path)
 
 

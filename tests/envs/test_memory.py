@@ -17,17 +17,17 @@ def machine(tmp_path: Path, own_groups: str, levels: dict[str, tuple[object, int
     """What is said to be free where the groups at these paths have a limit, a use, and this much of it page cache."""
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal:  80000 kB\nMemAvailable:  60000 kB\nSwapFree:  5 kB\n")
-    (proc / "self" / "cgroup").write_text(own_groups)
+    (proc / "meminfo").write_text("MemTotal:  80000 kB\nMemAvailable:  60000 kB\nSwapFree:  5 kB\n", encoding="utf-8")
+    (proc / "self" / "cgroup").write_text(own_groups, encoding="utf-8")
     for path, (limit, used, cache) in levels.items():
         (groups / path).mkdir(parents=True, exist_ok=True)
         limit_file, used_file, prefix = NAMES[path.split("/")[0] if path.startswith("memory") else ""]
-        (groups / path / limit_file).write_text(f"{limit}\n")
-        (groups / path / used_file).write_text(f"{used}\n")
+        (groups / path / limit_file).write_text(f"{limit}\n", encoding="utf-8")
+        (groups / path / used_file).write_text(f"{used}\n", encoding="utf-8")
         # Version 1 tells of the group alone beside the sums, and the sums count.
         own = "inactive_file 1\nactive_file 1\n" if prefix else ""
         sums = f"{prefix}inactive_file {cache - 10}\n{prefix}active_file 10\n"
-        (groups / path / "memory.stat").write_text(f"anon 7\n{own}{sums}file {used}\n")
+        (groups / path / "memory.stat").write_text(f"anon 7\n{own}{sums}file {used}\n", encoding="utf-8")
     return memory.host_bytes(proc, groups)
 
 
@@ -57,5 +57,5 @@ def test_the_tightest_control_group_counts_without_its_page_cache(own_groups, le
 
 def test_a_system_that_tells_nothing(tmp_path):
     assert memory.host_bytes(tmp_path, tmp_path) is None
-    (tmp_path / "meminfo").write_text("MemAvailable: 3 kB\n")
+    (tmp_path / "meminfo").write_text("MemAvailable: 3 kB\n", encoding="utf-8")
     assert memory.host_bytes(tmp_path, tmp_path) == 3 * 1024

@@ -12,7 +12,7 @@ PUBLISHED = pathlib.Path(__file__).parents[1] / "data" / "ppo_returns_and_hns.cs
 
 def published() -> dict[str, tuple[float, float]]:
     """Mean returns of one PPO and the human-normalised scores that its authors give (CleanRL's documentation, MIT)."""
-    with PUBLISHED.open() as lines:
+    with PUBLISHED.open(encoding="utf-8") as lines:
         return {
             row["game"]: (float(row["mean_return"]), float(row["human_normalised_score"]))
             for row in csv.DictReader(lines)

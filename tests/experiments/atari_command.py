@@ -26,7 +26,7 @@ def start(argv: list[str]) -> subprocess.Popen:
     # One device, as users have, not the tests' eight; and compiled as theirs.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments", *argv]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def finish(argv: list[str]) -> None:
@@ -46,7 +46,7 @@ def records(folder: Path, phase: str = "train") -> list[dict]:
 
 def final_state(folder: Path, argv: list[str], num_actions: int, observation: tuple[int, int, int]) -> Any:
     """What the last checkpoint holds of the run that these arguments started: the learner and the replay."""
-    about = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config, _ = harness.parse_command(atari.Config, argv[1:], name="atari", description=None)
     functions = atari.build(config, num_actions, observation)
     shapes = jax.eval_shape(functions.init, jax.random.key(0))._replace(agent_steps=np.zeros([], np.int64))

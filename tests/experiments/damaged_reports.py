@@ -28,13 +28,13 @@ def damage(folders: Sequence[Path], seed: int) -> str:
         path.write_bytes(content)
         return f"{name} of {folder.name} is {content[:40]!r}"
     if name == "config.json":
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
         what = _change(tree, rng)
-        path.write_text(json.dumps(tree))
+        path.write_text(json.dumps(tree), encoding="utf-8")
     else:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         what = _change_lines(lines, rng)
-        path.write_text("\n".join(lines) + "\n", errors="surrogatepass")
+        path.write_text("\n".join(lines) + "\n", errors="surrogatepass", encoding="utf-8")
     return f"{name} of {folder.name}: {what}"
 
 

@@ -37,12 +37,12 @@ def folder_in(out: Path) -> Path:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """What was run."""
-    return json.loads((folder / "config.json").read_text())["config"]
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict[str, Any]]:
     """All records of a run, or those of a phase."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row for row in found if phase in (None, row["phase"])]
 
 

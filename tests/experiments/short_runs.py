@@ -49,7 +49,7 @@ def folder_in(out: Path) -> Path:
 
 def records(folder: Path) -> list[int]:
     """The updates of all records."""
-    return [json.loads(line)["updates"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["updates"] for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -74,9 +74,9 @@ def assert_same_runs(out: Path, whole: Path) -> None:
     for ours, theirs in zip(folders(out), folders(whole), strict=True):
         assert (ours / files.DONE).exists()
         assert (ours / files.METRICS).read_bytes() == (theirs / files.METRICS).read_bytes()
-        tasks = [json.loads(line)["task"] for line in (ours / files.METRICS).read_text().splitlines()]
+        tasks = [json.loads(line)["task"] for line in (ours / files.METRICS).read_text(encoding="utf-8").splitlines()]
         assert tasks == list(range(1, len(tasks) + 1))
 
 
 def times_started(folder: Path) -> int:
-    return (folder / files.OUTPUT).read_text().count("$ python -m experiments")
+    return (folder / files.OUTPUT).read_text(encoding="utf-8").count("$ python -m experiments")

@@ -43,7 +43,7 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.getbasetemp()
     out = (out.parent if "PYTEST_XDIST_WORKER" in os.environ else out) / "uninterrupted-atari"
     out.mkdir(exist_ok=True)
-    with open(out / "lock", "w") as file:
+    with open(out / "lock", "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not list(out.glob("atari/*/DONE")):
             finish(arguments(out))
@@ -200,7 +200,7 @@ def test_the_records_say_what_was_done_when(whole):
     for row in evaluations:
         assert row["eval/episodes"] == 2 and -21 <= row["eval/return"] <= 21
         assert row["eval/human_normalised"] == pytest.approx((row["eval/return"] + 20.7) / (14.6 + 20.7))
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary == {"frames": 1280} | {key: evaluations[-1][key] for key in summary if key.startswith("eval/")}
     assert {"eval/return", "eval/human_normalised"} < summary.keys()
 

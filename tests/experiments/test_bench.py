@@ -92,8 +92,8 @@ def test_the_replay_is_measured_for_real(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "matmul_peak", lambda repeats: 1e9)
     assert bench.main(["--repeats", "2", "--only", "replay", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert printed == (tmp_path / "bench" / "bench.txt").read_text()
-    figures = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert printed == (tmp_path / "bench" / "bench.txt").read_text(encoding="utf-8")
+    figures = json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))
     assert figures["machine"]["float32 matmul peak"] == "1 GFLOP/s"
     goals = [(row["unit"], row["goal"], len(row["ours"])) for row in figures["rows"]]
     assert goals == [("µs", "<= 1.10", 2), ("µs", "<= 1.10", 2), ("µs", None, 2)]

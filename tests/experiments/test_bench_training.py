@@ -10,7 +10,7 @@ from experiments.bench import training
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     text = tmp_path / "words.txt"
-    text.write_text("the cat sat on the mat, and the dog on the log. " * 20)
+    text.write_text("the cat sat on the mat, and the dog on the log. " * 20, encoding="utf-8")
     network = dataclasses.replace(training.LANGUAGE.network, layers=1, heads=2, width=16)
     batch = dataclasses.replace(training.LANGUAGE.training, batch_size=8)
     language = dataclasses.replace(training.LANGUAGE, text=str(text), sequence=16, network=network)

@@ -82,12 +82,12 @@ def text(tmp_path) -> Path:
     folder.mkdir()
     lines = [json.dumps({"text": f"document {i} of the text"}) for i in range(12)]
     for name in ("train-0.jsonl", "train-1.jsonl", "validation-0.jsonl"):
-        (folder / name).write_text("\n".join(line.replace("document", name) for line in lines))
+        (folder / name).write_text("\n".join(line.replace("document", name) for line in lines), encoding="utf-8")
     return folder
 
 
 def change(path: Path) -> None:
-    path.write_text(path.read_text().replace("of the text", "of a text", 1))
+    path.write_text(path.read_text(encoding="utf-8").replace("of the text", "of a text", 1), encoding="utf-8")
 
 
 NETWORK = {"layers": 1, "width": 8, "heads": 2, "sequence": 8, "batch-size": 4, "updates": 6}
@@ -123,18 +123,18 @@ def test_fingerprints_of_a_tokenizer_and_of_choices(text, tmp_path, monkeypatch)
     options = {"text": text / "train-0.jsonl", "vocabulary": 260}
     learned = language_given(monkeypatch, tmp_path, **options)
     (saved,) = (tmp_path / "tokenizers").iterdir()
-    tokenizer = json.loads(saved.read_text())
+    tokenizer = json.loads(saved.read_text(encoding="utf-8"))
     tokens = tokenizer["model"]["vocab"]
     tokens["h"], tokens["w"] = tokens["w"], tokens["h"]
-    saved.write_text(json.dumps(tokenizer))
+    saved.write_text(json.dumps(tokenizer), encoding="utf-8")
     swapped = language_given(monkeypatch, tmp_path, **options)
     assert swapped["--vocabulary"] != learned["--vocabulary"] and swapped["--text"] == learned["--text"]
     questions = tmp_path / "valid.jsonl"
-    questions.write_text('{"goal": "sit", "sol1": "on the mat", "sol2": "zzzz"}')
+    questions.write_text('{"goal": "sit", "sol1": "on the mat", "sol2": "zzzz"}', encoding="utf-8")
     labels = tmp_path / "valid-labels.lst"
     seen = set()
     for answer in ("0", "1"):
-        labels.write_text(answer)
+        labels.write_text(answer, encoding="utf-8")
         found = language_given(
             monkeypatch, tmp_path, text=text / "train-0.jsonl", tokenizer=saved, choices=f"piqa={questions}"
         )
@@ -145,14 +145,14 @@ def test_fingerprints_of_a_tokenizer_and_of_choices(text, tmp_path, monkeypatch)
 
 def test_a_study_on_text_has_a_fingerprint_of_it(text, tmp_path, monkeypatch):
     path = text / "train-0.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i} " * 200}) + "\n" for i in range(12)))
+    path.write_text("".join(json.dumps({"text": f"{i} " * 200}) + "\n" for i in range(12)), encoding="utf-8")
     arguments = (
         *typed({"task": "text", "data": path, "hidden": 8, "batch-size": 2, "budgets": 1.0}),
         "--out",
         tmp_path,
     )
     before = given(monkeypatch, schedule_budgets.main, *arguments)
-    path.write_text(path.read_text().replace("11 ", "12 "))
+    path.write_text(path.read_text(encoding="utf-8").replace("11 ", "12 "), encoding="utf-8")
     assert given(monkeypatch, schedule_budgets.main, *arguments) != before
 
 

@@ -20,8 +20,8 @@ def test_it_finds_images_and_questions_and_tells_of_damage(capsys, monkeypatch, 
     monkeypatch.setenv("NAP_DATA", str(tmp_path))
     for folder in ("imagenet/train", "imagenet/val", "lambada", "siqa"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "lambada" / "lambada_test.jsonl").write_text('{"text": "he asked the captain"}')
-    (tmp_path / "siqa" / "dev.jsonl").write_text("{}")
+    (tmp_path / "lambada" / "lambada_test.jsonl").write_text('{"text": "he asked the captain"}', encoding="utf-8")
+    (tmp_path / "siqa" / "dev.jsonl").write_text("{}", encoding="utf-8")
     assert datasets.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("imagenet ") and f"{tmp_path / 'imagenet' / 'val'}" in line for line in lines)

@@ -83,7 +83,7 @@ def test_a_diverged_seed_ends_alone(experiment, arguments, scores, break_seed_1,
     for name in scores:
         recorded = [row for row in found if name in row and row.get("train/episodes") != 0]
         assert {(row["seed"], row[name] is None) for row in recorded} == {(0, False), (1, True)}, name
-    summary = json.loads((folder_in(tmp_path) / "summary.json").read_text())
+    summary = json.loads((folder_in(tmp_path) / "summary.json").read_text(encoding="utf-8"))
     assert None in summary.values()
 
 

@@ -25,7 +25,7 @@ for i in range(20):
 def page_faults(**environment: str) -> int:
     """Page faults of the last ten of twenty allocations."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | environment
-    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, encoding="utf-8", check=True)
     before, after = map(int, done.stdout.split())
     return after - before
 

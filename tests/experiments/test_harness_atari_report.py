@@ -102,7 +102,7 @@ def few_games(tmp_path_factory):
 
 
 def test_the_aggregates_are_the_statistics_of_the_last_evaluations(few_games):
-    page = Page(write_report([few_games]).read_text())
+    page = Page(write_report([few_games]).read_text(encoding="utf-8"))
     games = ("breakout", "pong", "seaquest")
     normalised = {
         method: {game: [human_normalised(game, score) for score in SCORES[game, method]] for game in games}
@@ -132,7 +132,7 @@ def test_the_aggregates_are_the_statistics_of_the_last_evaluations(few_games):
 
 
 def test_the_games_stand_beside_every_aggregate(few_games):
-    page = Page(write_report([few_games]).read_text())
+    page = Page(write_report([few_games]).read_text(encoding="utf-8"))
     beside = "Over 3 games: Breakout, Pong, Seaquest. Left out: Donkey Kong (no human score)."
     # Evaluation alone was recorded: a table of aggregates, one of comparisons, and two figures.
     assert page.words.count(beside) == 4
@@ -140,7 +140,7 @@ def test_the_games_stand_beside_every_aggregate(few_games):
 
 
 def test_the_table_of_games_has_raw_and_normalised_scores(few_games):
-    page = Page(write_report([few_games]).read_text())
+    page = Page(write_report([few_games]).read_text(encoding="utf-8"))
     shown = page.column(2, "nap")
     assert shown["Donkey Kong"] == "400 ± 141 (2)", "no human score: the raw one alone"
     mean, spread = statistics.mean(SCORES["pong", "nap"]), statistics.stdev(SCORES["pong", "nap"])
@@ -155,7 +155,7 @@ def test_the_table_of_games_has_raw_and_normalised_scores(few_games):
 def test_a_named_set_of_games_is_named(tmp_path):
     games = games_in("atari-10")
     write_scores(tmp_path, {(game, "nap"): [REFERENCES[game].human] for game in games})
-    page = Page(write_report([tmp_path]).read_text())
+    page = Page(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert "Over 10 games (atari-10): Amidar, Battle Zone" in page.words
     assert page.tables[0][1] == ["nap", "100.0", "100.0", "100.0", "1"]
     assert "Probability of improvement" not in page.words, "there is no other method"
@@ -163,7 +163,7 @@ def test_a_named_set_of_games_is_named(tmp_path):
 
 def test_one_seed_claims_no_interval(tmp_path):
     write_scores(tmp_path, {key: of_seeds[:1] for key, of_seeds in SCORES.items()})
-    page = Page(write_report([tmp_path]).read_text())
+    page = Page(write_report([tmp_path]).read_text(encoding="utf-8"))
     for table in page.tables[:3]:
         assert not any("[" in cell or "±" in cell for row in table for cell in row)
     assert "one run says nothing of the spread" in page.words and "bootstrap" not in page.words
@@ -177,24 +177,24 @@ def test_a_single_seed_in_one_game_takes_the_interval_of_its_method_alone(tmp_pa
     scores = scores_of(load_runs([tmp_path]), "eval")
     assert scores.aggregate("none", "mean").interval is None and scores.aggregate("nap", "mean").interval is not None
     assert scores.improvement("nap", "none").interval is None
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "one run says nothing of the spread" in words and "95 % bootstrap intervals" in words
 
 
 def test_one_game_has_no_aggregates(tmp_path):
     write_scores(tmp_path, {key: of_seeds for key, of_seeds in SCORES.items() if key[0] == "pong"})
-    page = Page(write_report([tmp_path]).read_text())
+    page = Page(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert "one game, so there are no aggregates" in page.words and "IQM" not in page.words
 
 
 def test_games_that_not_all_methods_have_are_left_out_with_the_reason(tmp_path):
     scores = {key: of_seeds for key, of_seeds in SCORES.items() if key != ("seaquest", "nap")}
     write_scores(tmp_path / "some", scores)
-    words = Page(write_report([tmp_path / "some"]).read_text()).words
+    words = Page(write_report([tmp_path / "some"]).read_text(encoding="utf-8")).words
     assert "Over 2 games: Breakout, Pong. Left out: " in words
     assert "Donkey Kong (no human score)" in words and "Seaquest (not scored with nap)" in words
     write_scores(tmp_path / "one", {key: scores[key] for key in scores if key != ("breakout", "nap")})
-    words = Page(write_report([tmp_path / "one"]).read_text()).words
+    words = Page(write_report([tmp_path / "one"]).read_text(encoding="utf-8")).words
     assert "Here only Pong is such a game, so there are none. Left out:" in words
     assert "performance profiles" not in words.lower()
 
@@ -202,7 +202,7 @@ def test_games_that_not_all_methods_have_are_left_out_with_the_reason(tmp_path):
 def test_training_and_evaluation_are_kept_apart(tmp_path):
     for game, method in itertools.product(("pong", "breakout"), ("none", "nap")):
         write_run(tmp_path, game, method, 0, [REFERENCES[game].human], [(1, 1000, 4, REFERENCES[game].random)])
-    page = Page(write_report([tmp_path]).read_text())
+    page = Page(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert page.column(0, "mean (%)") == {"none": "100.0", "nap": "100.0"}
     assert page.column(1, "mean (%)") == {"none": "0.0", "nap": "0.0"}
     assert page.words.index("In evaluation") < page.words.index("While training")
@@ -235,8 +235,10 @@ def test_an_experiment_without_a_choice_of_agents_is_one_itself(tmp_path):
     write_run(tmp_path, "pong", "none", 0, [1.0])
     write_run(tmp_path, "pong", "nap", 0, [1.0])
     (nap,) = tmp_path.rglob("*-nap-*/config.json")
-    about = json.loads(nap.read_text())
-    nap.write_text(json.dumps(about | {"experiment": "pqn", "config": {"game": "pong", "method": "nap"}}))
+    about = json.loads(nap.read_text(encoding="utf-8"))
+    nap.write_text(
+        json.dumps(about | {"experiment": "pqn", "config": {"game": "pong", "method": "nap"}}), encoding="utf-8"
+    )
     assert atari.labels(load_runs([tmp_path])) == ["none (agent double-dqn)", "nap (agent pqn)"]
 
 
@@ -252,7 +254,7 @@ def test_many_games_share_figures_and_a_few_have_their_own(tmp_path):
     assert {plot.name for _, plot in plots} == shared and len(plots) == len(shared)
     few = {(game, plot.name) for game, plot in atari.plots([run for run in runs if run.problem in ("pong", "qbert")])}
     assert {("", "aggregates"), ("", "performance-profiles"), ("pong", "returns"), ("qbert", "weight-norm")} <= few
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "4 Atari games: none and nap compared" in words and f"{tmp_path}/atari/breakout-*" in words
 
 
@@ -333,10 +335,10 @@ def test_many_games_below_a_figure_go_by_their_sets_name():
 def test_runs_that_have_no_score_yet_have_no_aggregates(tmp_path):
     for game in ("pong", "breakout"):
         folder = make_run(tmp_path, Config(game=game), rows=4, finish=False, layers=ONE_LAYER)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         text = "".join(json.dumps(row | {"train/return": None}) + "\n" for row in rows)
-        (folder / "metrics.jsonl").write_text(text)
-    words = Page(write_report([tmp_path]).read_text()).words
+        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "No run has a score yet" in words
     write_figure([tmp_path], tmp_path / "overview.png")
 

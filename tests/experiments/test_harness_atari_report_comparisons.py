@@ -20,7 +20,7 @@ def test_methods_are_compared_where_all_runs_of_a_game_have_come_to(tmp_path):
     scores = scores_of(load_runs([tmp_path]), "eval")
     assert scores.frames == {"breakout": 4000, "pong": 2000}
     assert scores.raw("pong", "nap") == {0: -10} and scores.raw("breakout", "nap") == {0: 4}
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "At different lengths: a game's scores are taken where the shortest of its runs has come to" in words
     assert "Pong at 2,000 (none, seed 0); the others at 4,000." in words
     frames, found = scores.aggregate_curve("nap", "mean")
@@ -89,9 +89,9 @@ def test_a_seed_that_diverged_holds_no_other_back_and_is_named(tmp_path):
     for phase in ("eval", "train"):
         scores = scores_of(load_runs([tmp_path]), phase)
         assert scores.raw("pong", "nap") == {0: 3} and scores.frames["pong"] == 3000
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "Not counted: none on Pong, seed 2 (no score yet); nap on Pong, seed 1 (diverged)." in words
-    pong = Page(write_report(tmp_path.rglob("pong-*")).read_text())
+    pong = Page(write_report(tmp_path.rglob("pong-*")).read_text(encoding="utf-8"))
     rows = {row[2]: row for row in pong.tables[0] if row[1] == "nap"}
     assert rows["mean of 2"][5:7] == ["3.000 (1)", "3.000 (1)"]
     assert rows["1"][6:8] == ["–", "–"] and rows["1"][-1] == "diverged"
@@ -100,7 +100,7 @@ def test_a_seed_that_diverged_holds_no_other_back_and_is_named(tmp_path):
 def test_a_mean_over_seeds_is_of_the_same_iteration_for_all(tmp_path):
     write_run(tmp_path, "pong", "nap", 0, [1, 2, 3], [(n, 1000 * n, 1, n + 10.0) for n in (1, 2, 3)])
     write_run(tmp_path, "pong", "nap", 1, [1, 4], [(n, 1000 * n, 1, n + 10.0) for n in (1, 2)], finish=False)
-    page = Page(write_report([tmp_path]).read_text())
+    page = Page(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert page.tables[0][-1][3:8] == ["2,000", "", "12.0 ± 0.0", "3.00 ± 1.4", page.tables[0][-1][7]]
     assert page.tables[0][1][3:7] == ["3,000", "–", "13.00", "3.000"], "a run's own are its last"
 
@@ -111,5 +111,5 @@ def test_no_run_that_holds_a_game_back_is_left_unsaid(tmp_path):
         write_run(tmp_path, "pong", "none", seed, [1], finish=False)
     for method in ("none", "nap"):
         write_run(tmp_path, "breakout", method, 0, [1, 2])
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "Pong at 1,000 (none, seed 0, none, seed 1, none, seed 2 and 2 more); the others at 2,000." in words

@@ -103,7 +103,7 @@ def test_a_typo_is_told_in_a_line(argv, words, columns, capsys, monkeypatch):
 
 
 def test_a_file_that_cannot_be_read_is_told_in_a_line(tmp_path, capsys):
-    assert run(study=lambda config, options: (tmp_path / "missing").read_text()) == (2, [])
+    assert run(study=lambda config, options: (tmp_path / "missing").read_text(encoding="utf-8")) == (2, [])
     assert capsys.readouterr().err == f"error: {tmp_path / 'missing'}: No such file or directory\n"
 
 
@@ -155,7 +155,7 @@ def test_a_second_signal_ends_at_once_whatever_threads_are_left(number, exit_cod
         runpy.run_module("experiments", run_name="__main__")
     """
     command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, cwd=ROOT, timeout=80, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, timeout=80, capture_output=True, encoding="utf-8")
     assert ended.returncode == exit_code
     told = f"{number}: stopping at the next safe point (once more: at once)"
     assert ended.stderr == f"{told}\nstopped at once; the same command goes on from the last checkpoint\n"
@@ -181,7 +181,7 @@ def test_a_seed_that_diverges_ends_alone(capsys):
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", check=False, **options
     )
 
 
@@ -202,11 +202,15 @@ def test_an_unknown_experiment_names_the_nearest():
 
 
 def test_the_catalogue_reads_modules_and_packages(tmp_path):
-    (tmp_path / "sequential_atari.py").write_text('"""Games in a row.\n\nMore."""\n\ndef main(argv):\n    return 0\n')
-    (tmp_path / "helper.py").write_text('"""No experiment."""\n')
-    (tmp_path / "_private.py").write_text("def main(argv): ...\n")
+    (tmp_path / "sequential_atari.py").write_text(
+        '"""Games in a row.\n\nMore."""\n\ndef main(argv):\n    return 0\n', encoding="utf-8"
+    )
+    (tmp_path / "helper.py").write_text('"""No experiment."""\n', encoding="utf-8")
+    (tmp_path / "_private.py").write_text("def main(argv): ...\n", encoding="utf-8")
     (tmp_path / "grid").mkdir()
-    (tmp_path / "grid" / "__init__.py").write_text('"""A folder."""\n\ndef main(argv):\n    return 0\n')
+    (tmp_path / "grid" / "__init__.py").write_text(
+        '"""A folder."""\n\ndef main(argv):\n    return 0\n', encoding="utf-8"
+    )
     found = catalogue(tmp_path, "pkg")
     assert {name: entry.module for name, entry in found.items()} == {
         "grid": "pkg.grid",

@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_by_itsel
     with pytest.raises(KeyboardInterrupt):
         run_until(tmp_path, 1 + saved, be_killed)
     folder = folder_in(tmp_path)
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"updates": 7}\n')
     (folder / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(exist_ok=True)
     if saved:
@@ -147,8 +147,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_by_itsel
 def test_a_run_of_which_nothing_but_its_saved_mark_was_lost_is_marked_again(stopped, tmp_path):
     """Killed behind its first checkpoint, before that was written down."""
     folder = copy_of(stopped, tmp_path)
-    about = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(about | {"saved": False}))
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(about | {"saved": False}), encoding="utf-8")
     run_until(tmp_path, 2, finish=False)
     shutil.rmtree(folder / "checkpoints")
     assert exit_code(tmp_path) == 2
@@ -253,17 +253,17 @@ def test_names_that_are_no_numbers_are_let_alone(stopped, whole, tmp_path):
     folder = copy_of(stopped, tmp_path)
     strangers = [folder / "checkpoints" / name for name in ("².json", "٣.json", "03.json", "notes.txt")]
     for path in strangers:
-        path.write_text("mine")
+        path.write_text("mine", encoding="utf-8")
     assert exit_code(tmp_path) == 0
     assert_equal(folder, whole)
-    assert all(path.read_text() == "mine" for path in strangers)
+    assert all(path.read_text(encoding="utf-8") == "mine" for path in strangers)
 
 
 @pytest.mark.parametrize("resumed", ['"abc"', "5", '["abc"]', "{}"])
 def test_a_config_file_with_something_of_another_type_is_told(resumed, stopped, whole, tmp_path, capsys):
     folder = copy_of(stopped, tmp_path)
-    text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text.rstrip().removesuffix("}") + f', "resumed": {resumed}}}')
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(text.rstrip().removesuffix("}") + f', "resumed": {resumed}}}', encoding="utf-8")
     assert exit_code(tmp_path) == 2
     assert "config.json is damaged ('resumed' is no list of objects)" in capsys.readouterr().err
     (folder / "config.json").rename(folder / "away")
@@ -273,8 +273,8 @@ def test_a_config_file_with_something_of_another_type_is_told(resumed, stopped, 
 
 def test_a_config_file_whose_settings_have_changed_is_not_believed(stopped, tmp_path, capsys):
     folder = copy_of(stopped, tmp_path)
-    text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text.replace('"rate": 0.5', '"rate": 0.4'))
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(text.replace('"rate": 0.5', '"rate": 0.4'), encoding="utf-8")
     assert exit_code(tmp_path) == 2
     assert "rate is 0.4 there and 0.5 here" in capsys.readouterr().err
     with pytest.raises(harness.UserError, match="not those of its hash"):
@@ -298,7 +298,9 @@ def test_timings_that_have_changed_are_told_and_nothing_is_lost_for_them(stopped
     assert exit_code(tmp_path) == 0
     assert "timings.jsonl has " in capsys.readouterr().err
     assert_equal(folder, whole)
-    assert [json.loads(line)["iteration"] for line in (folder / "timings.jsonl").read_text().splitlines()] == [0, 2]
+    assert [
+        json.loads(line)["iteration"] for line in (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == [0, 2]
     flip(folder / "timings.jsonl")
     assert exit_code(tmp_path) == 0
     assert "timings.jsonl is not what was saved" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def taken(folder: Path) -> bool:
     code = "import sys; from pathlib import Path; from experiments.harness.held import locked\n"
     code += "with locked(Path(sys.argv[1])): pass"
     other = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert other.returncode == 0 or "is being written by" in other.stderr, other.stderr
     return other.returncode != 0
@@ -63,7 +63,7 @@ def test_where_folders_have_no_locks_another_process_that_took_a_new_lock_is_not
 
     def do(folder: Path) -> None:
         (folder / held.LOCK).unlink()
-        others.append(open(folder / held.LOCK, "w"))  # noqa: SIM115  # closed below
+        others.append(open(folder / held.LOCK, "w", encoding="utf-8"))  # noqa: SIM115  # closed below
         flock(others[0], fcntl.LOCK_EX)
 
     with pytest.raises(harness.RunStopped, match=r"lock was replaced, and is held by another process"):

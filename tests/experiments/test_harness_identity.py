@@ -43,7 +43,7 @@ def test_where_it_computes_is_told_when_it_changes_and_written_down(name, value,
     monkeypatch.setattr(files, "settings", lambda: here | {name: value})
     assert exit_code(tmp_path) == 0
     assert f"settings.{name} is {here[name]!r} there and {value!r} here" in capsys.readouterr().err
-    (resumed,) = json.loads((folder / "config.json").read_text())["resumed"]
+    (resumed,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["resumed"]
     assert resumed["settings"] == here | {name: value}
 
 
@@ -65,13 +65,13 @@ def test_a_run_goes_on_with_the_data_that_it_began_with_only(tmp_path, capsys):
     assert exit_code(tmp_path / "part", data=TEXT) == 0
     assert_equal(folder, whole)
     assert exit_code(tmp_path / "part", data=TEXT | {"--text": "0000"}, fresh=True) == 0
-    assert json.loads((folder / "config.json").read_text())["data"] == TEXT | {"--text": "0000"}
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"] == TEXT | {"--text": "0000"}
 
 
 def test_a_run_of_an_earlier_version_keeps_the_data_that_it_goes_on_with(tmp_path):
     folder = run_until(tmp_path, 1, finish=False)
     run_until(tmp_path, 2, finish=False, data=TEXT)
-    assert json.loads((folder / "config.json").read_text())["data"] == TEXT
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"] == TEXT
     assert exit_code(tmp_path, data=TEXT | {"--text": "0000"}) == 2
 
 
@@ -106,16 +106,16 @@ def test_a_number_that_is_not_finite_is_refused_by_name_before_anything_is_writt
 
 def old_version(folder) -> None:
     """Makes a run look as version 0 left it: no checksums, settings or data; DONE is empty."""
-    about = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in ("settings", "data", "saved"):
         del about[name]
-    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
     for path in (folder / "checkpoints").glob("*.json"):
         content = files.read_sealed(path)
         for name in ("data", "folder"):
             del content[name]
         content["marks"] = {of: value for of, value in content["marks"].items() if not of.endswith("crc32")}
-        path.write_text(files.sealed(content))
+        path.write_text(files.sealed(content), encoding="utf-8")
     if (folder / "DONE").exists():
         (folder / "DONE").write_bytes(b"")
 
@@ -136,7 +136,7 @@ def test_runs_of_earlier_versions_are_read_finished_and_gone_on_with(tmp_path):
 def test_a_summary_of_an_earlier_version_that_is_damaged_is_one_line(tmp_path, capsys):
     whole = run_until(tmp_path)
     old_version(whole)
-    (whole / "summary.json").write_text('{"count": ')
+    (whole / "summary.json").write_text('{"count": ', encoding="utf-8")
     with harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path)) as run:
         assert harness.exit_code_of(lambda: run.summary and 0) == 2
     assert "remove DONE, and the same command ends it again" in capsys.readouterr().err

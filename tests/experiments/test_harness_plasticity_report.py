@@ -49,7 +49,7 @@ class Tables(html.parser.HTMLParser):
 
 
 def tables(*paths):
-    return Tables(write_report(paths).read_text())
+    return Tables(write_report(paths).read_text(encoding="utf-8"))
 
 
 def config_of(method="none", lr=1e-3, seeds=2, **changes):
@@ -214,7 +214,7 @@ def test_columns_that_are_missing_do_not_stop_it(tmp_path):
 
 def test_html_in_a_name_stays_text(tmp_path):
     write_plasticity_run(tmp_path, config_of("<script>alert(1)</script>", stream="<script>", seeds=1), rows_of([[0.5]]))
-    assert "<script" not in write_report([tmp_path]).read_text().lower()
+    assert "<script" not in write_report([tmp_path]).read_text(encoding="utf-8").lower()
 
 
 def test_weight_norms_are_geometric_means_over_hidden_layers_from_their_first_value(tmp_path):
@@ -271,7 +271,7 @@ def two_streams(tmp_path_factory):
 
 
 def test_several_streams_have_a_panel_and_a_table_each(two_streams):
-    found = Tables((two_streams / "plasticity" / "report.html").read_text())
+    found = Tables((two_streams / "plasticity" / "report.html").read_text(encoding="utf-8"))
     assert found.tables[0][0] == ["method", "five-plus-one: online accuracy (%)", "random-labels: online accuracy (%)"]
     runs = load_runs([two_streams])
     assert [row[0] for row in found.tables[0][1:]] == plasticity.labels(runs) == ["none", "nap+redo"]

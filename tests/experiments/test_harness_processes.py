@@ -47,7 +47,8 @@ def small_networks():
 def assert_same_run(found: Path, expected: Path) -> None:
     """The same records and summary, but for rounding."""
     of_one, of_other = (
-        [*rows(folder), json.loads((folder / "summary.json").read_text())] for folder in (expected, found)
+        [*rows(folder), json.loads((folder / "summary.json").read_text(encoding="utf-8"))]
+        for folder in (expected, found)
     )
     assert [row.keys() for row in of_one] == [row.keys() for row in of_other]
     for one, other in zip(of_one, of_other, strict=True):

@@ -54,12 +54,12 @@ def test_lines_reach_the_file_at_once_and_are_cut_back(tmp_path):
     length, checksum = lines.sync()
     assert checksum == zlib.crc32((tmp_path / "metrics.jsonl").read_bytes())
     lines.append({"updates": 2})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"updates":1}\n{"updates":2}\n'
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == '{"updates":1}\n{"updates":2}\n'
     lines.cut(length)
     lines.append({"updates": 3})
     assert lines.sync() == (28, zlib.crc32((tmp_path / "metrics.jsonl").read_bytes()))
     lines.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"updates":1}\n{"updates":3}\n'
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == '{"updates":1}\n{"updates":3}\n'
 
 
 def test_a_full_disk_is_met_at_the_line_and_closing_does_not_fail_again(tmp_path):

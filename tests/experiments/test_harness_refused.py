@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_one_line_and_what_was_saved_is_whole(
 def test_a_limit_of_the_shell_is_one_line_and_the_run_goes_on_without_it(limit, words, tmp_path):
     command = f"ulimit {limit}; exec '{sys.executable}' '{counter.__file__}' --rows 40 --out {tmp_path}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, encoding="utf-8", check=False)
     assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("seed0: ")]
     assert line.startswith("error: ") and words in line
@@ -152,7 +152,7 @@ def test_a_folder_that_the_locale_cannot_say_is_written_and_read(tmp_path):
     command = [sys.executable, counter.__file__, "--preset", "short", "--out", str(tmp_path / "ü")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0"}
     for _ in range(2):
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
         assert ended.returncode == 0, ended.stderr
         (folder_in(tmp_path / "ü") / "DONE").unlink()
     assert "after iteration 2" in ended.stderr

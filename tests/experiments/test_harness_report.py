@@ -55,7 +55,7 @@ def runs_folder(tmp_path_factory):
 
 
 def test_one_file_that_needs_no_other_and_no_network(runs_folder):
-    page = Page((runs_folder / "atari" / "report.html").read_text())
+    page = Page((runs_folder / "atari" / "report.html").read_text(encoding="utf-8"))
     assert len(page.loaded) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in page.loaded)
     for source in page.loaded:
         picture = base64.b64decode(source.partition(",")[2]).decode()
@@ -76,13 +76,13 @@ def test_one_file_that_needs_no_other_and_no_network(runs_folder):
 
 def test_the_table_says_what_the_records_say(runs_folder):
     (run,) = [run for run in load_runs([runs_folder]) if (run.method, run.seed) == ("none", 1)]
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [row["eval/return"] for row in rows if row["phase"] == "eval"][-1]
     assert run.last("eval/return") == last
     frames, returns = run.series("train/return")
     expected = [(row["frames"], row["train/return"]) for row in rows if row.get("train/return") is not None]
     assert list(zip(frames, returns, strict=True)) == expected
-    words = " ".join(Page((runs_folder / "atari" / "report.html").read_text()).words)
+    words = " ".join(Page((runs_folder / "atari" / "report.html").read_text(encoding="utf-8")).words)
     assert f"{last:,.4g}".replace("-", "−") in words
 
 
@@ -109,7 +109,7 @@ def test_an_unfinished_run_with_a_line_cut_short_is_drawn(tmp_path, capsys):
     assert report.main([str(folder)]) == 0
     path = folder / "report.html"
     assert capsys.readouterr().out == f"{path}\n"
-    words = " ".join(Page(path.read_text()).words)
+    words = " ".join(Page(path.read_text(encoding="utf-8")).words)
     assert "1 of them has not finished" in words and "only more seeds can tell" in words
 
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, content, capsys):
     if content in second:
         run, row = make_run(folder, Config(), rows=3), second[content]
         text = "" if row is None else f'{{"phase":"train","frames":1}}\n{row}\n{{"frames":2}}\n'
-        (run / "metrics.jsonl").write_text(text)
+        (run / "metrics.jsonl").write_text(text, encoding="utf-8")
     assert exit_code_of(lambda: report.main([str(folder)])) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and str(folder) in shown
@@ -170,26 +170,26 @@ def test_several_games_have_a_section_each_and_one_colour_a_method(tmp_path):
     for game, method in itertools.product(["pong", "ms_pacman"], ["redo", "nap"]):
         make_run(tmp_path, Config(game=game, method=method), rows=4, layers=ONE_LAYER)
     runs = load_runs([tmp_path])
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "Ms Pacman" in words and "Pong" in words
     assert palette(labels(runs)) == palette(labels([run for run in runs if run.problem == "pong"]))
 
 
 def test_html_in_a_name_stays_text(tmp_path):
     folder = make_run(tmp_path, Config(game="<script>alert(1)</script>"), rows=3, layers=ONE_LAYER)
-    assert "<script" not in write_report([folder]).read_text().lower()
+    assert "<script" not in write_report([folder]).read_text(encoding="utf-8").lower()
 
 
 def test_numbers_that_are_missing_or_constant_do_not_stop_it(tmp_path):
     folder = make_run(tmp_path, Config(), rows=4)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
         row.update({name: None for name in row if name.startswith(("train/", "dormant", "loss"))})
         row.update({name: 0.0 for name in row if name.startswith(("elr/", "weight_norm/head"))})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_report([folder])
     shutil.copytree(folder, tmp_path / "bare")
-    (tmp_path / "bare" / "metrics.jsonl").write_text('{"phase":"train","updates":1,"loss":0.5}\n')
+    (tmp_path / "bare" / "metrics.jsonl").write_text('{"phase":"train","updates":1,"loss":0.5}\n', encoding="utf-8")
     write_report([tmp_path / "bare"])
 
 
@@ -210,7 +210,7 @@ def test_returns_are_thinned_out_by_the_number_of_their_episodes(tmp_path):
     trained = [{"train/return": [0.0, 4.0, None][i % 3], "train/episodes": [1, 3, 0][i % 3]} for i in range(1800)]
     rows = [{"phase": "train", "updates": i, **of} for i, of in enumerate(trained)]
     rows += [{"phase": "eval", "updates": i, "eval/return": 1.5, "eval/episodes": 2} for i in range(900)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (run,) = load_runs([folder])
     updates, means = returns(run, "train")
     assert updates.size == 300
@@ -223,7 +223,7 @@ def test_a_warm_up_from_zero_is_left_out_and_a_layer_that_dies_is_not(tmp_path):
     folder = make_run(tmp_path, Config(), rows=4)
     rates = {"elr/a": [0.0, 4.0, 1.0, 0.0], "elr/b": [0.0, 1.0, 4.0, 9.0], "elr/still": [0.0] * 4}
     rows = [{"phase": "train", "updates": i + 1} | {name: of[i] for name, of in rates.items()} for i in range(4)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (run,) = load_runs([folder])
     updates, mean = over_layers(run, "elr", run.layers("elr"))
     np.testing.assert_allclose(updates, [2, 3, 4])
@@ -239,8 +239,8 @@ def test_a_run_counts_once_however_its_folder_is_named_and_copies_do_not(tmp_pat
     for content in ({"model": "x"}, ["model"]):
         foreign = Path("runs") / f"foreign-{len(content)}-{type(content).__name__}"
         foreign.mkdir()
-        (foreign / "config.json").write_text(json.dumps(content))
-        (foreign / "metrics.jsonl").write_text('{"loss": 1}\n')
+        (foreign / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        (foreign / "metrics.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
     (run,) = load_runs([Path("runs"), Path("runs/../runs"), folder.absolute()])
     assert run.method == "nap" and run.reached == 160_000
     mixed = [folder, make_run(tmp_path / "others", Config(seed=1), rows=4)]
@@ -250,10 +250,10 @@ def test_a_run_counts_once_however_its_folder_is_named_and_copies_do_not(tmp_pat
 def test_methods_that_differ_in_more_than_the_method_are_named(tmp_path):
     make_run(tmp_path, Config(method="none", protocol="v5"), rows=4, layers=ONE_LAYER)
     make_run(tmp_path, Config(method="nap", seed=1), rows=4, layers=ONE_LAYER)
-    words = "".join(Page(write_report([tmp_path]).read_text()).words)
+    words = "".join(Page(write_report([tmp_path]).read_text(encoding="utf-8")).words)
     assert "Beside the method, they differ in: protocol v5 for none, machado for nap." in words
     make_run(tmp_path, Config(method="none"), rows=4, layers=ONE_LAYER)  # now it is in the label
-    assert "Beside the method" not in "".join(Page(write_report([tmp_path]).read_text()).words)
+    assert "Beside the method" not in "".join(Page(write_report([tmp_path]).read_text(encoding="utf-8")).words)
 
 
 def test_a_full_disk_leaves_the_earlier_report(tmp_path, monkeypatch, capsys):
@@ -324,5 +324,5 @@ def test_an_overview_of_two_kinds_of_experiment_is_refused(tmp_path):
     make_plasticity_run(tmp_path, PlasticityConfig(seeds=1), tasks=2)
     with pytest.raises(UserError, match="these runs are of atari and plasticity: name one"):
         write_figure([tmp_path], tmp_path / "overview.png")
-    words = Page(write_report([tmp_path]).read_text()).words
+    words = Page(write_report([tmp_path]).read_text(encoding="utf-8")).words
     assert "Pong: nap" in words and "Plasticity on random-labels: nap" in words

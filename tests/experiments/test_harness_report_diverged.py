@@ -16,11 +16,11 @@ from experiments.harness.report.atari_scores import scores_of
 
 
 def diverge(folder: Path, updates: int) -> None:
-    (folder / DIVERGED).write_text(f'{{"updates": {updates}}}')
+    (folder / DIVERGED).write_text(f'{{"updates": {updates}}}', encoding="utf-8")
 
 
 def page_of(out: Path) -> Tables:
-    return Tables(write_report([out]).read_text())
+    return Tables(write_report([out]).read_text(encoding="utf-8"))
 
 
 def test_a_game(tmp_path):
@@ -70,6 +70,6 @@ def test_a_sequence_and_a_fresh_agent(tmp_path):
 
 def test_a_file_that_is_damaged_is_one_line(tmp_path):
     folder = write_run(tmp_path, "pong", "nap", 0, [1.0], finish=False)
-    (folder / DIVERGED).write_text("")
+    (folder / DIVERGED).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=f"^the run in {folder} is damaged: "):
         load_runs([tmp_path])

@@ -91,7 +91,7 @@ def test_killed_at_random_moments_and_resumed_it_equals_the_uninterrupted_run(tm
 def test_a_signal_saves_says_what_is_saved_and_the_same_command_goes_on(tmp_path, number, exit_code):
     arguments = [*COMMAND, "--preset", "long", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        arguments, env={**ENVIRONMENT, "COUNTER_PAUSE": "0.02"}, stderr=subprocess.PIPE, text=True
+        arguments, env={**ENVIRONMENT, "COUNTER_PAUSE": "0.02"}, stderr=subprocess.PIPE, encoding="utf-8"
     )
     process.stderr.readline()  # the first progress line: it is training
     process.send_signal(number)
@@ -113,9 +113,9 @@ def test_a_finished_run_returns_at_once_and_fresh_runs_it_again(tmp_path, capsys
     first = (folder / "metrics.jsonl").read_bytes()
     config = counter.Config()
     with harness.open_run("counter", config, harness.RunOptions(out=tmp_path), label="seed0") as run:
-        assert run.done and run.summary == json.loads((folder / "summary.json").read_text())
+        assert run.done and run.summary == json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert "is finished" in capsys.readouterr().err
-    (folder / "notes.txt").write_text("mine")
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
     with harness.open_run("counter", config, harness.RunOptions(out=tmp_path, fresh=True), label="seed0") as run:
         assert not run.done
         assert run.restore({"value": 1}) == (0, {"value": 1})
@@ -135,7 +135,7 @@ def test_a_line_cut_short_and_records_after_the_checkpoint_are_dropped_on_resume
         file.write(b'{"unix_sec')
     assert run_in_process(tmp_path / "cut") == folder
     assert_same_run(folder, whole, counter.Config())
-    assert all(json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines())
+    assert all(json.loads(line) for line in (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines())
 
 
 def run_in_process_until(out: Path, iterations: int) -> Path:
@@ -195,31 +195,33 @@ def test_a_folder_of_another_configuration_is_refused_even_by_fresh(tmp_path):
 @pytest.mark.parametrize("text", ['{"experiment": "coun', "[]", "null"])
 def test_a_damaged_config_file_is_met_in_words(tmp_path, text):
     folder = run_in_process(tmp_path)
-    (folder / "config.json").write_text(text)
+    (folder / "config.json").write_text(text, encoding="utf-8")
     with (
         pytest.raises(harness.UserError, match=r"config\.json is damaged"),
         harness.open_run("counter", counter.Config(), harness.RunOptions(out=tmp_path), label="seed0"),
     ):
         pass
     counter.study(counter.Config(), harness.RunOptions(out=tmp_path, fresh=True))
-    assert json.loads((folder / "config.json").read_text())["config"]["rows"] == 5
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]["rows"] == 5
 
 
 def test_other_software_is_told_of(tmp_path, capsys):
     folder = run_in_process_until(tmp_path, iterations=1)
-    about = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     about["versions"]["jax"] = "0.0.1"
-    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
     about["git_commit"] = "0ld"
-    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
     run_in_process(tmp_path)
     assert "git_commit is '0ld' there" in capsys.readouterr().err
-    (resumed,) = json.loads((folder / "config.json").read_text())["resumed"]
+    (resumed,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["resumed"]
     assert resumed["versions"] == about["versions"] | {"jax": jax.__version__} and resumed["git_commit"] != "0ld"
     (run,) = load_runs([folder])
     assert "1 run went on with other software or code." in software([run])
     run_in_process(tmp_path)
-    assert len(json.loads((folder / "config.json").read_text())["resumed"]) == 1, "finished: nothing went on"
+    assert len(json.loads((folder / "config.json").read_text(encoding="utf-8"))["resumed"]) == 1, (
+        "finished: nothing went on"
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_is_not_done(tmp_path):
@@ -231,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_is_not_done(tm
     )
     assert not (folder / "DONE").exists()
     assert (folder / "checkpoints" / "2.json").exists()
-    assert json.loads((folder / "DIVERGED").read_text()) == {"updates": 13}
+    assert json.loads((folder / "DIVERGED").read_text(encoding="utf-8")) == {"updates": 13}
 
 
 def test_a_run_that_is_begun_again_is_not_diverged_until_it_is(tmp_path):
@@ -278,7 +280,7 @@ def test_a_really_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(
     command += f" --iterations 9 --rows 150; code=$?; cp -r {small} {large}; exit $code; }}"
     ended = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        env=ENVIRONMENT, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     errors = [line for line in ended.stderr.splitlines() if not line.startswith("seed0: ")]
@@ -319,7 +321,7 @@ def test_how_long_saving_takes_is_told_when_it_is_over_a_second_and_when_it_has_
         f"seed0: saving took {seconds} s (checkpoints/{iteration}, 7.07 GB)"
         for seconds, iteration in [(1, 2), (3, 4), (14, 6)]
     ]
-    assert (run.folder / "metrics.jsonl").read_text() == "".join(
+    assert (run.folder / "metrics.jsonl").read_text(encoding="utf-8") == "".join(
         f'{{"iteration":{i}}}\n' for i in range(1, len(durations) + 1)
     )
 

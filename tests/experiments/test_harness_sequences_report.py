@@ -36,11 +36,11 @@ def worked(tmp_path_factory):
 @pytest.fixture(scope="module")
 def worked_page(worked):
     """The report on it, as HTML."""
-    return write_report([worked]).read_text()
+    return write_report([worked]).read_text(encoding="utf-8")
 
 
 def pages(*paths):
-    return Tables(write_report(paths).read_text())
+    return Tables(write_report(paths).read_text(encoding="utf-8"))
 
 
 def test_the_averages_are_those_worked_by_hand(worked_page):
@@ -249,7 +249,7 @@ def test_many_tasks_are_folded_and_have_no_panel_each(tmp_path):
     tasks = ",".join(f"{game}:frames={50 * n}" for n in range(1, 12) for game in ("bricks", "catch"))
     write(tmp_path, config_of(tasks=tasks, passes=1, seeds=1), [[(0, 1)]] * 22)
     assert sequences_figures.tasks_plot(scores_in(tmp_path)) is None
-    html = write_report([tmp_path]).read_text()
+    html = write_report([tmp_path]).read_text(encoding="utf-8")
     assert "<summary>The 22 tasks</summary>" in html and "22 tasks, once: 22 visits" in Tables(html).words
 
 
@@ -273,7 +273,7 @@ def test_fresh_agents_alone_make_a_page(tmp_path):
 def test_tasks_that_can_not_be_read_are_named(tmp_path):
     write_sequence_run(tmp_path, config_of(), rows_of(config_of(), NAP))
     (config,) = tmp_path.rglob("config.json")
-    config.write_text(config.read_text().replace("bricks,catch", "brics"))
+    config.write_text(config.read_text(encoding="utf-8").replace("bricks,catch", "brics"), encoding="utf-8")
     with pytest.raises(UserError, match=r"tasks of .* can't be read: .*brics"):
         write_report([tmp_path])
 
@@ -288,4 +288,4 @@ def test_runs_of_other_experiments_beside_keep_their_labels(tmp_path, worked):
 
 def test_html_in_a_method_stays_text(tmp_path):
     write(tmp_path, config_of("<script>alert(1)</script>"), NAP)
-    assert "<script" not in write_report([tmp_path]).read_text().lower()
+    assert "<script" not in write_report([tmp_path]).read_text(encoding="utf-8").lower()

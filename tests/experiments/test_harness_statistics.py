@@ -37,7 +37,7 @@ def test_the_published_values():
 def test_published_aggregates_over_57_games():
     """The median and the mean of the human-normalised scores in CleanRL's documentation (MIT), as quoted there."""
     published = pathlib.Path(__file__).parents[1] / "data" / "ppo_returns_and_hns.csv"
-    with published.open() as lines:
+    with published.open(encoding="utf-8") as lines:
         scores = np.array([[float(row["human_normalised_score"]) for row in csv.DictReader(lines)]])
     assert scores.shape == (1, 57)
     assert median(scores) == pytest.approx(1.041, abs=5e-4)

@@ -84,7 +84,7 @@ def main(argv):
     assert process.returncode == 0
     folder = folder_in(tmp_path / "counter")
     assert (folder / "DONE").exists()
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line)  # and nothing else is in it
     again = started("-c", program, "--iterations", "40", "--out", out, redirection=">/dev/full")
     assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith(b"error: standard output: No space")

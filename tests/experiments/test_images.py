@@ -68,7 +68,7 @@ def test_what_a_run_records(finished):
         np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
     assert train[-1]["elr/output"] > 0
     assert all(row["eval/accuracy"] * 6 == pytest.approx(round(row["eval/accuracy"] * 6)) for row in evaluation)
-    summary = json.loads((finished / "summary.json").read_text())
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary == {"updates": 8, **{name: evaluation[-1][name] for name in ("eval/loss", "eval/accuracy")}}
 
 
@@ -89,7 +89,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, t
     assert not (folder_in(tmp_path) / "DONE").exists()
     assert command(data, tmp_path, *arguments) == 0
     for name in ("metrics.jsonl", "summary.json"):
-        assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
+        assert (folder_in(tmp_path) / name).read_text(encoding="utf-8") == (finished / name).read_text(encoding="utf-8")
 
 
 def test_the_baseline_has_batch_norm_and_free_weights(data, tmp_path):

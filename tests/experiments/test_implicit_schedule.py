@@ -147,7 +147,10 @@ def test_a_finished_command_returns_at_once_with_the_table(done, capsys, monkeyp
     returns, growth, rates, report = out.split("\n\n")[1:5]
     for table, first in ((returns, "arm"), (growth, "layer"), (rates, "layer")):
         assert any(line.startswith(first) for line in table.splitlines())
-    last = {arm: json.loads((path / "summary.json").read_text())["eval/return"] for arm, path in folders(done).items()}
+    last = {
+        arm: json.loads((path / "summary.json").read_text(encoding="utf-8"))["eval/return"]
+        for arm, path in folders(done).items()
+    }
     lines = {arm: line.split() for arm in ARMS for line in returns.splitlines() if line.startswith(arm + " ")}
     assert lines.keys() == set(ARMS)
     for arm in SCHEDULES:
@@ -254,7 +257,7 @@ def test_a_free_run_without_its_norms_is_named(done, tmp_path, capsys):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(folders(tmp_path)["nap matching"])
     path = folders(tmp_path)[FREE] / "metrics.jsonl"
-    path.write_text(path.read_text().replace("weight_norm/value_hidden", "something"))
+    path.write_text(path.read_text(encoding="utf-8").replace("weight_norm/value_hidden", "something"), encoding="utf-8")
     assert command(tmp_path) == 2
     assert "is damaged: " in (heard := capsys.readouterr().err) and "--fresh runs it again" in heard
 

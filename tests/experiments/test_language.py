@@ -34,10 +34,14 @@ def data(tmp_path_factory) -> Path:
         "a dog ran over the hill. " * 4,
         "the dog sat on the hill with the cat.",
     ]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
+    )
     questions = [{"goal": "sit", "sol1": "on the mat", "sol2": "zzzz"}, {"goal": "run", "sol1": "qq", "sol2": "over"}]
-    (folder / "valid.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
-    (folder / "valid-labels.lst").write_text("0\n1\n")
+    (folder / "valid.jsonl").write_text(
+        "".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8"
+    )
+    (folder / "valid-labels.lst").write_text("0\n1\n", encoding="utf-8")
     return folder
 
 
@@ -68,10 +72,10 @@ def test_what_a_run_records(finished):
     assert accuracy == pytest.approx(round(accuracy), abs=1e-4)
     (choices,) = rows(finished, "choices")
     assert choices["piqa/accuracy"] in (0, 0.5, 1)
-    summary = json.loads((finished / "summary.json").read_text())
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["piqa/accuracy"] == choices["piqa/accuracy"]
     assert len(summary["held_out_text"]) == 64
-    assert json.loads((finished / "config.json").read_text())["config"]["nap"]["affine"] == "regularize"
+    assert json.loads((finished / "config.json").read_text(encoding="utf-8"))["config"]["nap"]["affine"] == "regularize"
 
 
 def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, tmp_path, monkeypatch):
@@ -90,7 +94,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, t
             command(data, tmp_path, *arguments)
     assert command(data, tmp_path, *arguments) == 0
     for name in ("metrics.jsonl", "summary.json"):
-        assert (folder_in(tmp_path) / name).read_text() == (finished / name).read_text()
+        assert (folder_in(tmp_path) / name).read_text(encoding="utf-8") == (finished / name).read_text(encoding="utf-8")
 
 
 def handed_over(monkeypatch, data: Path, out: Path, *arguments: str):
@@ -129,7 +133,9 @@ def test_speed_and_utilisation_leave_compilation_out(data, tmp_path, monkeypatch
     monkeypatch.setattr(training, "measured_peak", lambda dtype: 1e9)
     assert command(data, tmp_path, "--updates", "9", "--log-every", "3", "--evaluations", "1") == 0
     assert [row["updates"] for row in rows(folder_in(tmp_path), "train")] == [1, 3, 6, 9]
-    told = [json.loads(line) for line in (folder_in(tmp_path) / "timings.jsonl").read_text().splitlines()]
+    told = [
+        json.loads(line) for line in (folder_in(tmp_path) / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     told = [row for row in told if "utilisation" in row]
     assert [row["updates"] for row in told] == [6, 9]
     # Of each token and layer: 12 width^2 weights, and 2 x 8 products of width with queries or values; and the logits.

@@ -298,8 +298,8 @@ def test_an_atari_run_on_several_devices_is_the_same_run(tmp_path, monkeypatch):
     assert harness.dispatch(command(tmp_path / "8")) == 0
     (one,), (eight,) = (list((tmp_path / devices / "atari").iterdir()) for devices in ("1", "8"))
     assert one.name == eight.name
-    assert (one / "summary.json").read_text() == (eight / "summary.json").read_text()
-    of_one, of_eight = ((folder / "metrics.jsonl").read_text() for folder in (one, eight))
+    assert (one / "summary.json").read_text(encoding="utf-8") == (eight / "summary.json").read_text(encoding="utf-8")
+    of_one, of_eight = ((folder / "metrics.jsonl").read_text(encoding="utf-8") for folder in (one, eight))
     assert of_one.count("\n") == of_eight.count("\n") > 8
 
 

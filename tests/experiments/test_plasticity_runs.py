@@ -31,7 +31,7 @@ def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
     for seed in range(3):
         norms = [row["weight_norm/hidden/0"] for row in found if row["seed"] == seed]
         np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     online = [row["online_accuracy"] for row in found]
     np.testing.assert_allclose(summary["average_online_accuracy"], np.mean(online), rtol=1e-6)
     np.testing.assert_allclose(summary["last_loss"], np.mean([row["loss"] for row in found[-3:]]), rtol=1e-6)
@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, c
     assert "resuming" in capsys.readouterr().err
     (whole,) = folders_in(tmp_path / "whole")
     for name in ("metrics.jsonl", "summary.json"):
-        assert (part / name).read_text() == (whole / name).read_text()
+        assert (part / name).read_text(encoding="utf-8") == (whole / name).read_text(encoding="utf-8")
 
 
 def _floats(row: dict) -> dict[str, float]:

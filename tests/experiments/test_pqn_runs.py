@@ -49,7 +49,7 @@ def test_a_run_records_every_seed(two_seeds):
     rates = [row["learning_rate"] for row in train if row["seed"] == 0]
     np.testing.assert_allclose(rates, [0.01 * (1 - at / 24) for at in (0, 4, 8, 12, 20)], rtol=1e-5)
     assert [row["epsilon"] for row in train][:3] == pytest.approx([1, 1, 0.05])
-    summary = json.loads((two_seeds / "summary.json").read_text())
+    summary = json.loads((two_seeds / "summary.json").read_text(encoding="utf-8"))
     assert summary["eval/return"] == pytest.approx(np.mean([row["eval/return"] for row in evaluation[-2:]]))
     assert (two_seeds / "DONE").exists()
 
@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_to_the_same_records(tmp_path, monkeypatch, c
     assert command(tmp_path, "--seeds", "2") == 0
     assert "resuming" in capsys.readouterr().err
     for name in ("metrics.jsonl", "summary.json"):
-        assert (part / name).read_text() == (two_seeds / name).read_text()
+        assert (part / name).read_text(encoding="utf-8") == (two_seeds / name).read_text(encoding="utf-8")
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, two_seeds):
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, tw
     assert (part / "checkpoints" / "3").exists()  # rollouts, the first evaluation included
     assert command(tmp_path, "--seeds", "2") == 0
     for name in ("metrics.jsonl", "summary.json"):
-        assert (part / name).read_text() == (two_seeds / name).read_text()
+        assert (part / name).read_text(encoding="utf-8") == (two_seeds / name).read_text(encoding="utf-8")
 
 
 def test_a_rival_has_its_place_and_its_norms_drift(tmp_path):

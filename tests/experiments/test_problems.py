@@ -17,7 +17,7 @@ from experiments.harness.problems import CONTEXT, TEXT, Problem, load_problem
 def text(tmp_path) -> str:
     """Twenty documents, every tenth of which is held out, and which repeat two letters."""
     for i in range(20):
-        (tmp_path / f"{i:02}.txt").write_text(chr(ord("a") + i) + "xy" * 100)
+        (tmp_path / f"{i:02}.txt").write_text(chr(ord("a") + i) + "xy" * 100, encoding="utf-8")
     return str(tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_what_makes_no_sense_of_text_is_named(text, changes, words):
 
 def test_a_text_without_a_whole_sequence_is_refused(tmp_path):
     path = tmp_path / "short.txt"
-    path.write_text("word " * 40)  # a tenth of it, 20 bytes, is held out
+    path.write_text("word " * 40, encoding="utf-8")  # a tenth of it, 20 bytes, is held out
     with pytest.raises(harness.UserError, match="a sequence of 32 bytes is needed in both parts of the text"):
         load_problem(of_text(str(path)))
 

@@ -143,7 +143,7 @@ def test_records_and_summary(done):
     ]  # fmt: skip
     assert wsd[3]["test_loss"] == trace["scores"][1, 0, 1, 1, 1] and trace["scores"].shape == (4, 5, 2, 2, 3)
     np.testing.assert_allclose(trace["scores"][0, :, 0], trace["scores"][1, :, 0], rtol=1e-5)  # WSD is WSD-S at first
-    summary = json.loads((folder_in(done) / "summary.json").read_text())
+    summary = json.loads((folder_in(done) / "summary.json").read_text(encoding="utf-8"))
     best = best_peak(trace["scores"][0])
     assert summary["test_loss/wsd-s/40"] == pytest.approx(trace["scores"][0, best, 1, :, 1].mean())
 
@@ -168,7 +168,7 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(small, done
 
 def test_text_and_another_vocabulary_of_bigrams(small, tmp_path, capsys):
     path = tmp_path / "text.txt"
-    path.write_text("so it goes, again and again. " * 100)
+    path.write_text("so it goes, again and again. " * 100, encoding="utf-8")
     options = ["--preset", "text", "--data", str(path), "--hidden", "4", "--bigram-tokens", "5", "--seeds", "2"]
     assert river_valley.main([*options, "--budgets", "10", "20", "--out", str(tmp_path)]) == 0
     trace = load_trace(folder_in(tmp_path))

@@ -73,7 +73,7 @@ def test_records_and_summary_hold_each_schedule_in_each_budget(done):
         ]  # fmt: skip
         row = next(row for row in found if (row["budget"], row["schedule"]) == (1, "step"))
         assert row["test_error"] == scores[list(SCHEDULES).index("step"), 1, 0, 0, 2]
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         for i, schedule in enumerate(SCHEDULES):
             best = min(scores[i, 1, :, :, 2].mean(axis=1))
             assert summary[f"test_error/{schedule}/1"] == pytest.approx(best)
@@ -139,7 +139,7 @@ def test_what_rare_readings_lose_by_hand():
 
 def test_text_is_ranked_by_its_loss_and_a_rate_that_diverges_is_no_ones_best(tmp_path, monkeypatch, capsys):
     path = tmp_path / "text.txt"
-    path.write_text("so it goes, again and again. " * 100)
+    path.write_text("so it goes, again and again. " * 100, encoding="utf-8")
     monkeypatch.setattr(schedule_budgets, "RATES", {"momentum": (0.1, 1e6), "adam": (0.01, 0.1)})
     options = [
         "--preset",
@@ -161,7 +161,7 @@ def test_text_is_ranked_by_its_loss_and_a_rate_that_diverges_is_no_ones_best(tmp
     folder = folders(tmp_path)["momentum"]
     losses = load_trace(folder)["scores"][:, 0, :, :, 1]
     assert np.isnan(losses[:, 1]).all() and np.isfinite(losses[:, 0]).all()
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["test_loss/rex/1"] == pytest.approx(losses[0, 0].mean(), rel=1e-6)
 
 

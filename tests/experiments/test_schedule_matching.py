@@ -31,7 +31,7 @@ def folders(out: Path) -> dict[str, Path]:
 
 
 def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkey
     monkeypatch.setattr(schedule_refinement, "_train", lambda *_: pytest.fail("it ran again"))
     assert command(done) == 0
     shape, again, claims = capsys.readouterr().out.split("\n\n")[1:4]
-    summary = json.loads((folders(done)["nap"] / "summary.json").read_text())
+    summary = json.loads((folders(done)["nap"] / "summary.json").read_text(encoding="utf-8"))
     line = next(line.split() for line in shape.splitlines() if line.startswith("nap  ") and "hidden" in line)
     assert float(line[8]) == pytest.approx(summary["hidden_refined/half_over_quarter"], abs=6e-3)
     line = next(line.split() for line in again.splitlines() if line.startswith("nap") and "cosine" in line)
@@ -103,7 +103,7 @@ def test_a_finished_command_returns_at_once_with_the_tables(done, capsys, monkey
 def test_the_picture_has_a_panel_of_all_curves(done, tmp_path):
     path = tmp_path / "refined.svg"
     assert command(done, plot=path) == 0
-    picture = path.read_text()
+    picture = path.read_text(encoding="utf-8")
     for words in ("digits, sgd, label noise 0.5", "nap, all weights", "layernorm, hidden weights", "linear"):
         assert f"<!-- {words} -->" in picture
 
@@ -120,7 +120,7 @@ def test_logistic_regression_is_one_run_whose_schedules_are_ranked(tmp_path, cap
     columns, linear = shape.splitlines()[1], shape.splitlines()[-1]
     assert linear.index("0.75") + 4 == columns.index("at 25%") + 6  # under its heading, though less stands before
     assert claims.count("logistic regression: test loss, ") == 3 and len(claims.splitlines()) == 3 + 3 + 1
-    assert "<!-- none, all weights -->" in path.read_text()
+    assert "<!-- none, all weights -->" in path.read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(done, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ def test_all_of_nap_schedules_is_listed_and_drawn(capsys, tmp_path):
     public = {name for name, value in vars(profiles).items() if getattr(value, "__module__", "") == profiles.__name__}
     everything = set(schedules.__all__) | {name for name in public if not name.startswith("_")}
     assert listed == everything - {"profiles", "warmup"}
-    drawn = picture.read_text()
+    drawn = picture.read_text(encoding="utf-8")
     assert [name for name in listed if f"<!-- {name} -->" not in drawn] == []
     assert path == str(picture)
 

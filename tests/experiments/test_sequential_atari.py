@@ -53,7 +53,7 @@ def test_records_say_where_in_the_sequence_they_are(whole):
         if row["played"] == row["task"]:
             (same,) = [e for e in evaluated if (e["seed"], e["frames"]) == (row["seed"], row["frames"])]
             assert same["eval/return"] == row["eval/return"]
-    summary = json.loads((whole / "summary.json").read_text())
+    summary = json.loads((whole / "summary.json").read_text(encoding="utf-8"))
     last = [row["eval/return"] for row in evaluated[-2:]]
     np.testing.assert_allclose(summary["eval/return/visit4"], np.mean(last))
 
@@ -195,7 +195,7 @@ def test_a_seed_that_diverges_ends_alone(whole, tmp_path, monkeypatch, capsys):
         assert [row for row in rows if row["seed"] == 0] == [row for row in wanted if row["seed"] == 0]
         broken = [row for row in rows if row["seed"] == 1]
         assert broken and all((row["eval/return"], row["eval/episodes"]) == (None, 0) for row in broken)
-    assert json.loads((folder / "summary.json").read_text())["eval/return/visit4"] is None
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["eval/return/visit4"] is None
 
 
 def test_a_run_whose_seeds_all_diverge_ends(tmp_path, monkeypatch):

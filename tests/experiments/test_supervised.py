@@ -206,14 +206,16 @@ def make_run(out: Path, method: str, lr: float, seed: int, loss: float | None) -
     folder = out / f"{method}-{lr}-{seed}"
     folder.mkdir(parents=True)
     config = {"data": "digits", "method": method, "seed": seed, "updates": 20, "optimizer": {"lr": lr}}
-    (folder / "config.json").write_text(json.dumps({"experiment": "images", "config": config, "versions": {}}))
+    (folder / "config.json").write_text(
+        json.dumps({"experiment": "images", "config": config, "versions": {}}), encoding="utf-8"
+    )
     rows = [{"phase": "train", "updates": 1, "loss": 2.0, "weight_norm/stem": 3.0, "elr/stem": 0.0}]
     rows.append({"phase": "eval", "updates": 10, "eval/loss": 0.1, "eval/accuracy": 0.5})
     rows.append({"phase": "train", "updates": 20, "loss": loss, "weight_norm/stem": 3.0, "elr/stem": 0.01})
     if loss is not None:
         rows.append({"phase": "eval", "updates": 20, "eval/loss": loss, "eval/accuracy": 0.9})
-        (folder / "DONE").write_text("")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "DONE").write_text("", encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_the_best_rate_and_those_as_good(runs):
 
 
 def test_the_report_has_tables_and_figures(runs, tmp_path):
-    page = write_report([runs], tmp_path / "report.html").read_text()
+    page = write_report([runs], tmp_path / "report.html").read_text(encoding="utf-8")
     for words in ("images on digits", "1.000 [1.000, 1.001]", "0.1 to 0.2, 2-fold", "1 of 2 seeds", "<b>−0.5"):
         assert words in page
     assert page.count("<figure>") == 4

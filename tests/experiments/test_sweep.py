@@ -141,8 +141,10 @@ def test_how_far_a_run_is(tmp_path):
     one = job(tmp_path)
     assert progress(one) == ""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / files.CONFIG).write_text('{"total": 48000, "unit": "agent_steps"}')
-    (tmp_path / "run" / files.METRICS).write_text('{"agent_steps": 8000}\n{"agent_steps": 12000}\n{"agent_st')
+    (tmp_path / "run" / files.CONFIG).write_text('{"total": 48000, "unit": "agent_steps"}', encoding="utf-8")
+    (tmp_path / "run" / files.METRICS).write_text(
+        '{"agent_steps": 8000}\n{"agent_steps": 12000}\n{"agent_st', encoding="utf-8"
+    )
     assert progress(one) == "12,000/48,000 agent steps"
     assert progress(one._replace(folders=(*one.folders, tmp_path / "b"))) == "run 1 of 2: 12,000/48,000 agent steps"
     (tmp_path / "run" / files.DONE).touch()
@@ -246,7 +248,7 @@ def test_a_pool_fills_its_slots_and_no_more(tmp_path, standing_in):
     assert [look(one).state for one in of_names.values()] == ["done", "done", "done", "waiting", "done"]
     times, cores = [], set()
     for name in ("0", "1", "2", "4"):
-        began, ended, where = (tmp_path / name / "cores").read_text().split(" ", 2)
+        began, ended, where = (tmp_path / name / "cores").read_text(encoding="utf-8").split(" ", 2)
         times.append((float(began), float(ended)))
         cores.add(where)
     assert max(sum(began <= moment < ended for began, ended in times) for moment, _ in times) == 2
@@ -277,7 +279,9 @@ def test_a_pool_of_processes(tmp_path):
     assert process.returncode == 1, errors
     assert "2 runs: 1 done, 0 running, 1 failed, 0 waiting" in shown and "the loss is nan" in shown
     good, bad = (folder / files.OUTPUT for folder in small_sweeps.folders(tmp_path))
-    assert "accuracy" in good.read_text() and "error: the loss is nan" in bad.read_text()
+    assert "accuracy" in good.read_text(encoding="utf-8") and "error: the loss is nan" in bad.read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -313,7 +317,9 @@ def test_the_gpus_are_those_that_may_be_seen(monkeypatch, tmp_path):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert gpus_here() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho 'GPU 1: H100'\n")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho 'GPU 1: H100'\n", encoding="utf-8"
+    )
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert gpus_here() == ["0", "1"]

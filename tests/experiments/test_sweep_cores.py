@@ -37,7 +37,9 @@ print(jax.device_count(), sum(open(f"/proc/self/task/{task}/comm").read().starts
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_jax_and_xla_keep_to_them():
     environment = {**small_sweeps.ENVIRONMENT, "JAX_PLATFORMS": "cpu", LIMIT: "1"}
-    counted = subprocess.check_output([sys.executable, "-c", COUNTS], cwd=small_sweeps.ROOT, env=environment, text=True)
+    counted = subprocess.check_output(
+        [sys.executable, "-c", COUNTS], cwd=small_sweeps.ROOT, env=environment, encoding="utf-8"
+    )
     assert counted.split() == ["1", "1"]
 
 
@@ -67,7 +69,9 @@ def test_a_run_lives_through_slurms_warning():
     command = [sys.executable, "-m", "experiments.harness.launchers.tied", "atari", "--help"]
     with subprocess.Popen(command, cwd=small_sweeps.ROOT, stdout=subprocess.DEVNULL) as process:
         status = Path(f"/proc/{process.pid}/status")
-        small_sweeps.wait_until(lambda: ignored(status.read_text()) >> (signal.SIGUSR2 - 1) & 1, process)
+        small_sweeps.wait_until(
+            lambda: ignored(status.read_text(encoding="utf-8")) >> (signal.SIGUSR2 - 1) & 1, process
+        )
         os.kill(process.pid, signal.SIGUSR2)
         assert process.wait(60) == 0
 

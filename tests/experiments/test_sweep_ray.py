@@ -35,7 +35,7 @@ def node(*arguments: str) -> Iterator[subprocess.Popen]:
         env={**small_sweeps.ENVIRONMENT, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
     said = []

@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 def command(*words: str | Path) -> str:
-    ended = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(list(map(str, words)), capture_output=True, encoding="utf-8", check=False, timeout=60)
     assert ended.returncode == 0, f"{words}: {ended.stdout} {ended.stderr}"
     return ended.stdout
 
@@ -78,7 +78,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     host = socket.gethostname().partition(".")[0]
     ports = {"controller_port": free_port(), "node_port": free_port()}
     configuration, key = folder / "slurm.conf", folder / "munge.key"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user="root", **ports) + request.param)
+    configuration.write_text(
+        CONFIGURATION.format(folder=folder, host=host, user="root", **ports) + request.param, encoding="utf-8"
+    )
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     munge = [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
@@ -99,7 +101,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     finally:
         for daemon in reversed(DAEMONS):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+                os.kill(int((folder / f"{daemon}.pid").read_text(encoding="utf-8")), signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -120,7 +122,9 @@ def test_preempted_runs_save_go_on_and_finish(cluster, tmp_path):
     assert "2 runs: 2 done, 0 running, 0 failed, 0 waiting" in small_sweeps.finish([*argv, "--status"])
     for folder in small_sweeps.folders(out):
         assert small_sweeps.times_started(folder) == 2
-        assert "error: stopped by SIGTERM" in (folder / files.OUTPUT).read_text(), "it was killed without a checkpoint"
+        assert "error: stopped by SIGTERM" in (folder / files.OUTPUT).read_text(encoding="utf-8"), (
+            "it was killed without a checkpoint"
+        )
     whole = tmp_path / "whole"
     small_sweeps.finish(small_sweeps.tiny(whole, "--method", "none", "--method", "nap", tasks=3000))
     small_sweeps.assert_same_runs(out, whole)
@@ -135,4 +139,4 @@ def test_a_failure_is_slurms_failure_too(cluster, tmp_path):
     shown, _ = sweep.communicate()
     assert sweep.returncode == 1 and "the loss is nan" in shown
     (log,) = (tmp_path / "slurm").glob("*_log.err")
-    assert "RuntimeError: the loss is nan" in log.read_text()
+    assert "RuntimeError: the loss is nan" in log.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ optimizer = "sgd"
 
 
 def written(folder: Path, text: str) -> str:
-    (folder / "study.toml").write_text(text)
+    (folder / "study.toml").write_text(text, encoding="utf-8")
     return str(folder / "study.toml")
 
 

@@ -39,5 +39,5 @@ def run_one(config: Config, out: Path) -> Path:
 
 
 def rows_of(folder: Path, phase: str) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["phase"] == phase]

@@ -26,7 +26,7 @@ def run_two(script: Path, *arguments: str) -> list[tuple[int, str]]:
             env=environment,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
         )
         for process in (0, 1)
     ]

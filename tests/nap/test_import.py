@@ -10,7 +10,9 @@ def test_parts_are_imported_when_named():
         "assert 'nap.networks' not in before and 'flax' not in sys.modules;"
         "print(nap.networks.MLP, nap.layers.Linear, nap.noisy.SIGMA, nap.interventions.redo, nap.diagnostics.probe)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    wrong = subprocess.run([sys.executable, "-c", "import nap; nap.layer"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [sys.executable, "-c", "import nap; nap.layer"], capture_output=True, encoding="utf-8", check=False
+    )
     assert "module 'nap' has no attribute 'layer'" in wrong.stderr

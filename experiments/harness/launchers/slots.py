@@ -46,7 +46,7 @@ def gpus_here() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name and name not in _NO_DEVICE]
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, encoding="utf-8", check=False)
     except OSError:
         return []
     lines = listed.stdout.splitlines() if listed.returncode == 0 else []
