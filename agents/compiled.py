@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from agents.dqn import AgentState
 from agents.loops import Functions, Log, LoopState, Schedule, mean_of
 from agents.replay import ReplayState, Step
+from agents.rounds import Round
 from nap.paths import PyTree
 
 Playing = Any
@@ -92,31 +93,6 @@ class PartialCall(NamedTuple):
     first: Bool[Array, "seeds num_envs"]
     losses: Float[np.ndarray, "seeds 2"]
     returns: Float[np.ndarray, "seeds steps"]
-
-
-class Round(NamedTuple):
-    """The shortest part of training that repeats.
-
-    Attributes:
-      steps: how often all environments are stepped; the updates come with the first of these steps.
-      updates: updates.
-    """
-
-    steps: int
-    updates: int
-
-    @classmethod
-    def of(cls, num_envs: int, update_period: int) -> Round:
-        """The round of so many environments and agent steps for each update; ValueError if neither is a multiple."""
-        if update_period % num_envs == 0:
-            return cls(update_period // num_envs, 1)
-        if num_envs % update_period == 0:
-            return cls(1, num_envs // update_period)
-        nearest = max(1, round(update_period / num_envs)) * num_envs
-        raise ValueError(
-            f"{num_envs} environments and an update every {update_period} agent steps: one must be a multiple of the "
-            f"other; the nearest is an update every {nearest}"
-        )
 
 
 class Running(NamedTuple):

@@ -160,15 +160,8 @@ def run(config: Config, options: harness.RunOptions, free: Path | None = None) -
         dataset = load(config.data)
     except ValueError as error:
         raise harness.UserError(str(error)) from None
-    with harness.open_run(
-        NAME,
-        config,
-        options,
-        label=_label(config),
-        total=config.updates,
-        unit="updates",
-        data={"--data": of_dataset(dataset)},
-    ) as opened:
+    extent, told = {"total": config.updates, "unit": "updates"}, {"--data": of_dataset(dataset)}
+    with harness.open_run(NAME, config, options, label=_label(config), data=told, **extent) as opened:
         if not opened.done:
             _run(config, dataset, opened, None if free is None else load_trace(free))
         return opened.folder, opened.summary
@@ -375,24 +368,13 @@ def _record(config: Config, opened: harness.Run, tasks: int, trace: Trace, multi
                 f"learning_rate/{path.removesuffix('/kernel')}": config.lr * values[i, updates - 1]
                 for path, values in multipliers.items()
             }
-            opened.record(
-                {
-                    "phase": "task",
-                    "method": config.method,
-                    "seed": config.seed + i,
-                    "task": tasks,
-                    "updates": updates,
-                    "task_updates": updates - (tasks - 1) * length,
-                    "scored": True,
-                    "learning_rate": config.lr,
-                    **scheduled,
-                    **online,
-                    **measured,
-                    "loss": trace["loss"][i, stretch],
-                    "accuracy": trace["accuracy"][i, stretch],
-                    "function_distance": distances[i],
-                }
-            )
+            opened.record({
+                "phase": "task", "method": config.method, "seed": config.seed + i, "task": tasks, "updates": updates,
+                "task_updates": updates - (tasks - 1) * length, "scored": True, "learning_rate": config.lr,
+                **scheduled, **online, **measured,
+                "loss": trace["loss"][i, stretch], "accuracy": trace["accuracy"][i, stretch],
+                "function_distance": distances[i],
+            })  # fmt: skip
     accuracy = trace["online_accuracy"][:, (tasks - 1) * length : tasks * length].mean()
     opened.progress.update(updates=tasks * length, task=f"{tasks}/{config.protocol.tasks}", accuracy=accuracy)
 

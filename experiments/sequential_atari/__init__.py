@@ -38,6 +38,7 @@ from experiments.sequential_atari.players import InJax, OnTheHost, State, memory
 from nap import schedules
 
 NAME = "sequential-atari"
+_UNTRAINED = -1  # in place of how many evaluations of an iteration are over: its training is not
 
 
 def main(argv: list[str]) -> int:
@@ -122,24 +123,24 @@ def _run(config: Config, opened: harness.Run) -> None:
     begun = player.init()
     visits = config.sequence.visits
     scores, diverged = np.full((len(visits), config.seeds), np.nan), Diverged(opened, config.seed, config.seeds)
-    done, (saved, scores, diverged.seeds, unevaluated) = opened.restore(
-        (player.saved(begun), scores, diverged.seeds, np.asarray(False))
+    done, (saved, scores, diverged.seeds, evaluated) = opened.restore(
+        (player.saved(begun), scores, diverged.seeds, np.asarray(_UNTRAINED))
     )
-    state = player.loaded(saved, begun)
+    state, evaluated = player.loaded(saved, begun), int(evaluated)
     del begun
-    done -= int(_is_begun(state) or bool(unevaluated))
+    done -= int(_is_begun(state) or evaluated != _UNTRAINED)
     iterations = [visit for visit in visits for _ in range(visit.task.frames // config.iteration_frames)]
 
-    def saved_with(state: State, unevaluated: bool = False) -> Any:
-        return player.saved(state), scores, diverged.seeds, np.asarray(unevaluated)
+    def saved_with(state: State) -> Any:
+        return player.saved(state), scores, diverged.seeds, np.asarray(evaluated)
 
-    def stop_if_asked(iteration: int, now: Callable[[], State], unevaluated: bool = False) -> None:
-        opened.save_and_stop_if_asked(iteration, lambda: saved_with(now(), unevaluated))
+    def stop_if_asked(iteration: int, now: Callable[[], State]) -> None:
+        opened.save_and_stop_if_asked(iteration, lambda: saved_with(now()))
 
     while done < len(iterations):
         visit = iterations[done]
         recorder = _Recorder(config, opened, visit, span.rate, diverged, functools.partial(stop_if_asked, done + 1))
-        if not unevaluated:
+        if evaluated == _UNTRAINED:
             if visit.number > 0 and iterations[done - 1] is not visit and not _is_begun(state):
                 state = player.switch(state, visits[visit.number - 1].place, visit.place)
             started, before = time.monotonic(), int(state.loop.agent_steps)
@@ -148,21 +149,25 @@ def _run(config: Config, opened: harness.Run) -> None:
             opened.record_timing(
                 {"frames": FRAME_SKIP * (before + trained), "frames_per_second": FRAME_SKIP * trained / seconds}
             )
-        unevaluated, recorder.trained = False, state
+            evaluated = 0
+        recorder.trained = state
         done += 1
         diverged.add(not_finite(player.params(state)))
         diverged.tell(int(np.max(np.asarray(state.loop.agent.updates))))
-        places = [visit.place]
-        if is_last := done == len(iterations) or iterations[done] is not visit:
+        evaluations = [("eval", visit.place)]
+        if done == len(iterations) or iterations[done] is not visit:
             # Every task is played at a visit's end: what is forgotten, and what a new one profits from.
-            places += [place for place in sorted(config.sequence.places.values()) if place != visit.place]
-        returns = {}
-        for place in places:  # nothing is written down before all are over: a signal in one has them all played again
-            recorder.stop_unevaluated()
-            returns[place] = player.evaluate(state, visit, place, done, recorder)
-        scores[visit.number] = recorder.evaluated("eval", state, visit.task, returns[visit.place])
-        for place in sorted(returns) if is_last else ():
-            recorder.evaluated("all", state, config.sequence.tasks[place], returns[place])
+            evaluations += [("all", place) for place in sorted(config.sequence.places.values())]
+        returns: dict[int, list[list[float]]] = {}
+        for phase, place in evaluations[evaluated:]:
+            recorder.stop_if_asked()
+            if place not in returns:
+                returns[place] = player.evaluate(state, visit, place, done, recorder)
+            means = recorder.evaluated(phase, state, config.sequence.tasks[place], returns[place])
+            if phase == "eval":
+                scores[visit.number] = means
+            evaluated += 1
+        evaluated = _UNTRAINED
         opened.save(done, saved_with(state))
         opened.check_interrupted()
     opened.finish(
@@ -224,7 +229,7 @@ class _Recorder:
         visit: Visit,
         rate: optax.Schedule,
         diverged: Diverged,
-        stop_if_asked: Callable[..., None],
+        stop_if_asked: Callable[[Callable[[], State]], None],
     ) -> None:
         self._stop_if_asked = stop_if_asked
         self.trained: State | None = None  # what is evaluated
@@ -238,15 +243,15 @@ class _Recorder:
         self._frames = FRAME_SKIP * agent_steps
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
 
-    def stop_unevaluated(self) -> None:
+    def stop_if_asked(self) -> None:
         """Before an evaluation, and in it: where a signal came, saves what is evaluated and stops the run."""
         trained = self.trained
         assert trained is not None, "an evaluation is of something"
-        self._stop_if_asked(lambda: trained, unevaluated=True)
+        self._stop_if_asked(lambda: trained)
 
     def on_evaluation(self, agent_steps: int) -> None:
         """After a step of an evaluation."""
-        self.stop_unevaluated()
+        self.stop_if_asked()
         shown = {"evaluation_frames": FRAME_SKIP * agent_steps}
         self._opened.progress.update(frames=self._frames, task=self._shown, **shown)
 

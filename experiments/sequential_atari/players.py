@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from agents import compiled, loops
 from agents.dqn import AgentState
@@ -24,16 +23,11 @@ from experiments import atari, harness
 from experiments.atari.agent import Span, build, network_of, optimizer_of
 from experiments.atari.config import FRAME_SKIP, STACK
 from experiments.harness.memory import bytes_of
-from experiments.harness.rivals import output_layers
 from experiments.harness.seeds import Seeds
 from experiments.harness.state_files import is_key
 from experiments.sequential_atari.config import Config, of_visit
-from nap import paths
-from nap.interventions.units import reset_entries
+from experiments.sequential_atari.heads import Heads, fresh_heads, make_switch, with_head
 from nap.networks import Network
-
-Heads = dict[str, jax.Array]
-"""The output layers of all tasks, with a leading axis of tasks, by path; empty where they share one."""
 
 
 class State(NamedTuple):
@@ -43,7 +37,7 @@ class State(NamedTuple):
         loop: of training; in JAX with a leading axis of seeds.
         heads: likewise.
         begun: how far a signal let an iteration come. In JAX None where none is begun; its `playing` holds one for
-            each task by name, of which that of the present visit counts.
+            each game by name, of which that of the present visit counts.
     """
 
     loop: LoopState
@@ -69,50 +63,6 @@ class Told(Protocol):
     def on_state(self, now: Callable[[], State]) -> None:
         """Before `on_step`; may save what `now()` gives, and raise to stop."""
         ...
-
-
-def make_switch(
-    config: Config,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    empty: Callable[[], ReplayState],
-) -> Callable[..., tuple[AgentState, ReplayState, Heads]]:
-    """What happens to one seed at a switch, as `config` says.
-
-    Returns:
-        `switch(agent, replay, heads, leaving, entering)`, with the places of the two tasks.
-    """
-
-    def switch(
-        agent: AgentState, replay: ReplayState, heads: Heads, leaving: jax.Array, entering: jax.Array
-    ) -> tuple[AgentState, ReplayState, Heads]:
-        params, opt_state = agent.params, agent.opt_state
-        if heads:
-            now = paths.leaves(params)
-            heads = {path: bank.at[leaving].set(now[path]) for path, bank in heads.items()}
-            params = with_head(params, heads, entering)
-            masks = paths.map_leaves(lambda path, leaf: jnp.asarray(path in heads), params)
-            opt_state = reset_entries(optimizer, opt_state, params, masks)
-        target = params if config.target == "copy" else with_head(agent.target_params, heads, entering)
-        target = jax.tree.map(jnp.copy, target)
-        replay = empty() if config.replay == "clear" else replay
-        return AgentState(params, target, opt_state, agent.updates), replay, heads
-
-    return switch
-
-
-def with_head(params: Any, heads: Heads, place: jax.Array | int) -> Any:
-    """The parameters with the output layer of a task."""
-    return paths.map_leaves(lambda path, leaf: heads[path][place] if path in heads else leaf, params)
-
-
-def fresh_heads(config: Config, network: Network, key: jax.Array) -> Heads:
-    """An output layer for each task, or none where they share one."""
-    if config.head == "shared":
-        return {}
-    layers = tuple(f"{layer}/" for layer in output_layers(network))
-    drawn = jax.vmap(network.init)(jax.random.split(key, len(config.sequence.tasks)))
-    return {path: leaf for path, leaf in paths.leaves(drawn).items() if path.startswith(layers)}
 
 
 class _Made(NamedTuple):
@@ -216,7 +166,7 @@ class InJax:
         if self._idle is None:
             keys = self._train_keys, self._environment_keys(0, 0)
             own = keys[0], state.loop.agent, state.loop.replay, keys[1]
-            tasks = {task.name: task for task in self._config.sequence.tasks}
+            tasks = {task.game: task for task in self._config.sequence.tasks}  # in whatever order a frame's planes are
             shapes = {name: jax.eval_shape(self._loop(task).begin, (), own) for name, task in tasks.items()}
             blank = {name: jax.tree.map(_blank, running.playing) for name, running in shapes.items()}
             first = _blank(next(iter(shapes.values())).first)
@@ -235,12 +185,12 @@ class InJax:
 
     def train(self, state: State, visit: Visit, schedule: Schedule, iteration: int, told: Told) -> State:
         """One iteration, or what is left of it."""
-        begun, name = state.begun, visit.task.name
+        begun, game = state.begun, visit.task.game
 
         def on_state(now: Callable[[], tuple[LoopState, compiled.PartialCall]]) -> None:
             def all_now() -> State:
                 loop, partial = now()
-                playing = {**self._not_begun(state).playing, name: partial.playing}
+                playing = {**self._not_begun(state).playing, game: partial.playing}
                 return State(loop, state.heads, partial._replace(playing=playing))
 
             told.on_state(all_now)
@@ -254,7 +204,7 @@ class InJax:
             seeds=self._config.seeds,
             steps=self._config.iteration_frames // FRAME_SKIP,
             hooks=compiled.Hooks(told.on_step, told.on_log, on_state),
-            begun=begun._replace(playing=begun.playing[name]) if isinstance(begun, compiled.PartialCall) else None,
+            begun=begun._replace(playing=begun.playing[game]) if isinstance(begun, compiled.PartialCall) else None,
         )
         return State(loop, state.heads)
 

@@ -135,7 +135,7 @@ def test_every_task_is_also_trained_alone_with_its_own_budget():
 
 
 def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch):
-    """A signal saves: in the first iteration, twice in the one behind the switch, and before the last step of all."""
+    """A signal saves: in the first iteration, twice in the one behind the switch, and in an evaluation of the last."""
     changes = {
         "tasks": "breakout,space_invaders:mode=7:difficulty=1",
         "passes": 1,
@@ -151,20 +151,30 @@ def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch
     stops = [30, 90, 112, 158]  # a visit has 80 agent steps, an iteration 40
 
     def signalled(self, agent_steps: int) -> None:
-        if agent_steps == stops[0]:
+        if stops and agent_steps == stops[0]:
             os.kill(os.getpid(), signal.SIGTERM)  # looked at behind the next step
         on_step(self, agent_steps)
 
     monkeypatch.setattr(sequential_atari._Recorder, "on_step", signalled)
+    on_evaluation, played = sequential_atari._Recorder.on_evaluation, []
+
+    def in_evaluation(self, agent_steps: int) -> None:
+        if len(stops) == 0:
+            played.append(agent_steps)
+            if len(played) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        on_evaluation(self, agent_steps)
+
+    monkeypatch.setattr(sequential_atari._Recorder, "on_evaluation", in_evaluation)
     saved, save = [], harness.Run.save
     monkeypatch.setattr(harness.Run, "save", lambda run, *what: (save(run, *what), saved.append(what[0])))
-    for iteration in (1, 3, 3, 4):
+    for iteration in (1, 3, 3, 4, 4):
         with pytest.raises(Interrupted, match=rf"stopped by SIGTERM; .* \(iteration {iteration}\)"):
             run_one(config, tmp_path / "resumed")
-        del stops[0]
-    stops = [0]
+        del stops[:1]
+    assert played == [2, 4]
     folder = run_one(config, tmp_path / "resumed")
-    assert saved == [1, 1, 2, 3, 3, 3, 4, 4]
+    assert saved == [1, 1, 2, 3, 3, 3, 4, 4, 4]
     for name in ("metrics.jsonl", "summary.json"):
         assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
     assert [row["task"] for row in rows_of(folder, "eval")] == [
@@ -255,13 +265,13 @@ def test_a_game_that_can_not_be_loaded_ends_the_run_before_it_has_begun(tmp_path
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_a_signal_in_the_evaluations_at_a_visits_end_loses_no_training(whole, tmp_path, monkeypatch):
-    evaluated, played, signals = InJax.evaluate, [], [2]
+def test_a_signal_in_the_evaluations_at_a_visits_end_loses_none_and_no_training(whole, tmp_path, monkeypatch):
+    evaluated, played, signals = InJax.evaluate, [], [(2, 0), (4, 0)]
 
     def signalled(self, state, visit, place, iteration, told):
         played.append((iteration, place))
-        if iteration in signals:
-            signals.clear()
+        if signals and signals[0] == played[-1]:
+            del signals[0]
             signal.raise_signal(signal.SIGTERM)
         return evaluated(self, state, visit, place, iteration, told)
 
@@ -272,10 +282,22 @@ def test_a_signal_in_the_evaluations_at_a_visits_end_loses_no_training(whole, tm
     played.clear()
     train = InJax.train
     monkeypatch.setattr(InJax, "train", lambda self, *others: (played.append("train"), train(self, *others))[1])
+    with pytest.raises(Interrupted, match=r"\(iteration 4\)"):
+        run_one(tiny(), tmp_path)
+    assert played == [(2, 0), (2, 1), "train", (3, 1), "train", (4, 1), (4, 0)]
+    played.clear()
     folder = run_one(tiny(), tmp_path)
-    assert played[:3] == [(2, 0), (2, 1), "train"]
+    # Of the second visit's own game the returns of before are on record, and are found again for its end.
+    assert played[:2] == [(4, 1), "train"]
     for name in ("metrics.jsonl", "summary.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_checkpoint_holds_the_environments_of_a_game_once_whatever_the_order_of_its_planes():
+    pytest.importorskip("pgx")
+    config = tiny(tasks="minatar-breakout,minatar-breakout:order=1,minatar-breakout:order=2", passes=1)
+    player = InJax(config, span_of(config))
+    assert list(player._not_begun(jax.eval_shape(player.init)).playing) == ["minatar-breakout"]
 
 
 @pytest.mark.parametrize(
