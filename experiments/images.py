@@ -110,7 +110,9 @@ class Config:
 class Options(TrainingOptions):
     """What the experiment takes beside its configuration."""
 
-    loaders: Annotated[int, at_least(0), read_if(lambda command: _is_files(command.config), "image files")] = 0
+    loaders: Annotated[
+        int, at_least(0, most=1024), read_if(lambda command: _is_files(command.config), "image files")
+    ] = 0
     """Processes that decode image files, about one a core; 0: this one decodes."""
 
 
