@@ -1,18 +1,21 @@
 """Runs that ended as all of their seeds had diverged, before an evaluation could show it: they are not unfinished."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_runs import PlasticityConfig, plasticity_rows, write_plasticity_run
 from test_harness_atari_report import write_run
 from test_harness_plasticity_report import Tables
 from worked_sequences import FRESH, NAP, NONE, config_of, write, write_fresh
 
+from envs.scores import REFERENCES
 from experiments.harness.errors import UserError
 from experiments.harness.folder import DIVERGED
 from experiments.harness.read import load_runs
 from experiments.harness.report import write_report
-from experiments.harness.report.atari_scores import scores_of
+from experiments.harness.report.atari_scores import Scores, scores_of
 
 
 def diverge(folder: Path, updates: int) -> None:
@@ -73,3 +76,31 @@ def test_a_file_that_is_damaged_is_one_line(tmp_path):
     (folder / DIVERGED).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=f"^the run in {folder} is damaged: "):
         load_runs([tmp_path])
+
+
+def test_a_method_that_diverges_on_a_game_is_also_scored_as_random_play_there():
+    frames, human = np.array([1000.0, 2000.0]), np.full(2, REFERENCES["pong"].human)
+    curves = {
+        "pong": {"none": {0: (frames, human)}, "nap": {0: (frames, human), 1: (frames, human)}},
+        "breakout": {label: {0: (frames, np.full(2, REFERENCES["breakout"].human))} for label in ("none", "nap")},
+        "qbert": {"nap": {0: (frames, np.full(2, REFERENCES["qbert"].human))}},
+    }
+    lost = {("pong", "none", 1): "diverged", ("qbert", "none", 0): "diverged", ("breakout", "nap", 1): "no score yet"}
+    scores = Scores("eval", curves, lost)
+    assert scores.games == ("pong", "breakout") and scores.aggregate("none", "mean").value == pytest.approx(1)
+    both = scores.with_random_play
+    assert both.games == ("pong", "breakout", "qbert") and both.unscored == {("breakout", "nap", 1): "no score yet"}
+    assert both.normalised("pong", "none") == {0: 1, 1: 0} and both.normalised("qbert", "none") == {0: 0}
+    assert both.aggregate("none", "mean").value == pytest.approx((0.5 + 1 + 0) / 3)
+    assert both.aggregate("nap", "mean").value == pytest.approx(1)
+    assert both.frames == {"pong": 2000, "breakout": 2000, "qbert": 2000}
+
+
+def test_aggregates_are_printed_both_ways(tmp_path):
+    for game, method in itertools.product(("pong", "breakout", "qbert"), ("none", "nap")):
+        lost = (game, method) == ("qbert", "none")
+        folder = write_run(tmp_path, game, method, 0, [1.0, 2.0], finish=not lost)
+        if lost:
+            diverge(folder, 1234)
+    words = page_of(tmp_path).words
+    assert "In evaluation, diverged runs left out" in words and "a diverged run scores as random play" in words

@@ -172,7 +172,9 @@ def test_the_audit_of_a_complex_layer():
 
 
 @pytest.mark.parametrize(
-    "make", [interventions.project_units, interventions.parseval, lambda: interventions.w2_init(0.1)], ids=str
+    "make",
+    [interventions.project_units, interventions.parseval, lambda: interventions.w2_init(0.1)],
+    ids=["project-units", "parseval", "w2-init"],
 )
 def test_interventions_for_real_weights_name_the_complex_one(make):
     params = complex_tree()

@@ -144,7 +144,10 @@ def _over_games(runs: Sequence[LoadedRun], of_phases: Sequence[scores.Scores], l
     shown = [of_phase for of_phase in of_phases if of_phase.has_aggregates]
     parts = ["<h2>Over all games</h2>"]
     if not shown:
-        return [*parts, tables.no_aggregates(of_phases)]
+        parts.append(tables.no_aggregates(of_phases))
+        if any(of_phase.with_random_play.has_aggregates for of_phase in of_phases):
+            parts += [*tables.aggregates(of_phases), *tables.improvements(of_phases)]
+        return parts
     fewest = {of_phase.seeds(label)[0] for of_phase in shown for label in of_phase.labels}
     shading = " ".join([*([_SHADING] if max(fewest) > 1 else []), *([_NO_SHADING] if min(fewest) == 1 else [])])
     games = "".join(dict.fromkeys(map(tables.games_note, shown)))

@@ -34,6 +34,9 @@ _MOST_POINTS = 40  # of a curve over all games: each is a bootstrap
 _HIGHEST_THRESHOLD = 8.0  # of a profile, as the literature draws them; a few games have scores of 100 times a human's
 _THRESHOLDS = 161
 
+DIVERGED = "diverged"
+"""Why a run has no score: its loss was no finite number any more."""
+
 BySeed = Mapping[int, float]
 
 
@@ -72,6 +75,31 @@ class Scores:
         same place, it is where the shortest run has come to, and each run's nearest score is taken.
         """
         return {game: _compared_at([x for x, _ in _each(of_game)]) for game, of_game in self.curves.items()}
+
+    @functools.cached_property
+    def with_random_play(self) -> "Scores":
+        """The same, with random play's score for each run that has diverged, in games that have one.
+
+        A game in which all runs of a method have diverged has no score of it, and so is left out for every method: what
+        is left is what that method is good at. Here it counts, and so does each seed that has diverged.
+        """
+        curves = {
+            game: {label: dict(seeds) for label, seeds in of_game.items()} for game, of_game in self.curves.items()
+        }
+        unscored = dict(self.unscored)
+        for (game, label, seed), reason in self.unscored.items():
+            if reason == DIVERGED and game in REFERENCES:
+                places = [x for x, _ in _each(self.curves.get(game, {}))]
+                x = functools.reduce(np.union1d, places) if places else np.ones(1)
+                curve = x, np.full(x.shape, REFERENCES[game].random)
+                curves.setdefault(game, {}).setdefault(label, {})[seed] = curve
+                del unscored[game, label, seed]
+        return Scores(self.phase, curves, unscored)
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether a run has diverged in a game that has a score of random play."""
+        return any(reason == DIVERGED and game in REFERENCES for (game, _, _), reason in self.unscored.items())
 
     def shortest(self, game: str) -> list[str]:
         """The runs that have come no further on a game than all have: "nap, seed 2"."""
@@ -194,7 +222,7 @@ def scores_of(runs: Sequence[LoadedRun], phase: str) -> Scores:
     for run in runs:
         curve = by_iteration(run, phase)
         if has_diverged(run):
-            unscored[run.problem, run.label, run.seed] = "diverged"
+            unscored[run.problem, run.label, run.seed] = DIVERGED
         elif curve[0].size:
             curves.setdefault(run.problem, {}).setdefault(run.label, {})[run.seed] = curve
         else:

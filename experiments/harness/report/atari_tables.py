@@ -1,7 +1,7 @@
 """The tables of a report on Atari runs: scores game by game, aggregates over games, comparisons, and every run."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from experiments.harness.curves import Curve, over_layers, telling_layers
 from experiments.harness.read import LoadedRun
@@ -30,25 +30,24 @@ _WHERE = (
 def aggregates(of_phases: Sequence[Scores]) -> list[str]:
     """Median, IQM and mean of the human-normalised scores of every method, a table a phase."""
     parts = ["<h3>Aggregate human-normalised scores</h3>"]
-    for scores in of_phases:
-        if scores.has_aggregates:
-            head = [
-                ("method", False),
-                *((f"{statistic} (%)", True) for statistic in STATISTICS),
-                ("seeds", True),
-            ]
-            rows = [
-                row(
-                    head,
-                    [
-                        text(label),
-                        *(_estimate(scores.aggregate(label, statistic), _percent) for statistic in STATISTICS),
-                        _range(scores.seeds(label)),
-                    ],
-                )
-                for label in scores.labels
-            ]
-            parts.append(f"<h4>{PHASES[scores.phase].capitalize()}</h4>{table(head, rows)}{games_note(scores)}")
+    for scores, heading in _both_ways(of_phases):
+        head = [
+            ("method", False),
+            *((f"{statistic} (%)", True) for statistic in STATISTICS),
+            ("seeds", True),
+        ]
+        rows = [
+            row(
+                head,
+                [
+                    text(label),
+                    *(_estimate(scores.aggregate(label, statistic), _percent) for statistic in STATISTICS),
+                    _range(scores.seeds(label)),
+                ],
+            )
+            for label in scores.labels
+        ]
+        parts.append(f"<h4>{heading}</h4>{table(head, rows)}{games_note(scores)}")
     parts.append(
         "<p class='note'>0 % is random play, 100 % a human tester. Median and mean are over games, of each game's mean "
         "over its seeds (how many a game has stands last); the IQM (interquartile mean) is over all games and seeds "
@@ -61,9 +60,9 @@ def improvements(of_phases: Sequence[Scores]) -> list[str]:
     """How likely each method is to score above its baseline, a table a phase; nothing where there is no other."""
     parts = []
     certain = False
-    for scores in of_phases:
+    for scores, heading in _both_ways(of_phases):
         pairs = baselines(scores.labels)
-        if scores.has_aggregates and pairs:
+        if pairs:
             head = [("method", False), ("over", False), ("probability of improvement", True)]
             found = [scores.improvement(label, baseline) for label, baseline in pairs.items()]
             certain = certain or any(estimate.interval for estimate in found)
@@ -71,7 +70,7 @@ def improvements(of_phases: Sequence[Scores]) -> list[str]:
                 row(head, [text(label), text(baseline), _chance(estimate)])
                 for (label, baseline), estimate in zip(pairs.items(), found, strict=True)
             ]
-            parts.append(f"<h4>{PHASES[scores.phase].capitalize()}</h4>{table(head, rows)}{games_note(scores)}")
+            parts.append(f"<h4>{heading}</h4>{table(head, rows)}{games_note(scores)}")
     if not parts:
         return []
     bold = "Bold: the interval leaves 0.5 out. " if certain else ""
@@ -81,6 +80,16 @@ def improvements(of_phases: Sequence[Scores]) -> list[str]:
         f"{bold}{_interval_note(of_phases)}"
     )
     return ["<h3>Probability of improvement</h3>", *parts, f"<p class='note'>{note}</p>"]
+
+
+def _both_ways(of_phases: Sequence[Scores]) -> Iterator[tuple[Scores, str]]:
+    """What has aggregates, with its heading: the scores there are, and what they are if divergence is random play."""
+    for scores in of_phases:
+        phase = PHASES[scores.phase].capitalize()
+        if scores.has_aggregates:
+            yield scores, f"{phase}, diverged runs left out" if scores.has_diverged else phase
+        if scores.has_diverged and scores.with_random_play.has_aggregates:
+            yield scores.with_random_play, f"{phase}, a diverged run scores as random play"
 
 
 def games_note(scores: Scores) -> str:
@@ -200,7 +209,7 @@ def _not_counted(scores: Scores) -> str:
 
 
 def _interval_note(of_phases: Sequence[Scores]) -> str:
-    shown = [scores for scores in of_phases if scores.has_aggregates]
+    shown = [scores for scores, _ in _both_ways(of_phases)]
     fewest = {scores.seeds(label)[0] for scores in shown for label in scores.labels}
     certain = "Brackets: 95 % bootstrap intervals, seeds drawn anew within each game."
     if min(fewest) > 1:
