@@ -42,7 +42,8 @@ from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import in_first, together
 from experiments.harness.rivals import RivalsConfig
-from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
+from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated, evaluated_in
+from experiments.harness.trained import Choice, Saved, Trained
 from experiments.harness.training import (
     Data,
     TrainingOptions,
@@ -53,9 +54,9 @@ from experiments.harness.training import (
     share,
 )
 from nap.layers import identity
-from nap.networks import StatefulNetwork, as_stateful_functions
+from nap.networks import Recipe, StatefulNetwork
 from nap.networks.attention import AttentionKernel
-from nap.networks.transformer import MLPKind, Positions, Transformer, cross_entropy
+from nap.networks.transformer import MLPKind, Positions, cross_entropy
 
 TOKENIZER_DOCUMENTS = 20_000
 """Of a stream: so many of its first documents a tokenizer is trained on."""
@@ -150,9 +151,6 @@ PRESETS = {
         dtype="bfloat16",
         network=NetworkConfig(layers=12, heads=12, width=768, tied=True, attention="cudnn", scan_layers=True),
         training=TrainingConfig(batch_size=128, accumulate=4, evaluations=20, log_every=50),
-        optimizer=OptimizerConfig(
-            "adam", lr=3e-3, schedule="warmup-cosine", lr_end=0.01, optimizer_epsilon=1e-8, adam_b2=0.95, clip=1.0
-        ),
     ),
 }
 """quick: minutes on two cores. small: 110 million parameters and 2.6 billion tokens of C4, for a GPU."""
@@ -183,9 +181,8 @@ def run(config: Config, options: TrainingOptions) -> Path:
     text = load(config, options)
     vocabulary = text.tokenizer.vocabulary
     network = network_of(config, vocabulary, constraint_of(mesh, options))
-    counted = network_of(
-        dataclasses.replace(config, network=dataclasses.replace(config.network, attention="xla")), vocabulary
-    )
+    seen = dataclasses.replace(config.network, attention="xla")
+    counted = network_of(dataclasses.replace(config, network=seen), vocabulary)
     task = Task(network, lambda batch: batch.inputs, lambda logits, batch: judge(logits, batch, z_loss=config.z_loss))
     logits = jax.jit(network.evaluate) if mesh is None else on_every_device(network.evaluate, mesh)
 
@@ -277,24 +274,28 @@ def network_of(
     Raises:
         harness.UserError: sizes that do not fit.
     """
+    try:
+        return recipe_of(config, vocabulary).stateful_functions(constrain=constrain)
+    except ValueError as error:
+        raise harness.UserError(f"the network: {error}") from None
+
+
+def recipe_of(config: Config, vocabulary: int) -> Recipe:
+    """How the transformer of a resolved configuration is made, as the method trains it."""
     method, sizes = parse_method(config.method), vars(config.network)
     plain = method.base == "none"
     norm = config.nap.norm if plain else norm_of(method, config.nap)
-    try:
-        return as_stateful_functions(
-            lambda rngs: Transformer(
-                vocabulary,
-                **{**sizes, "qk_norm": sizes["qk_norm"] == "yes"},
-                context=config.sequence,
-                norm="rms" if norm == "rms" else "layer",
-                placement="pre" if plain else "every",
-                constrain=constrain,
-                dtype=jnp.dtype(config.dtype),
-                rngs=rngs,
-            )
-        )
-    except ValueError as error:
-        raise harness.UserError(f"the network: {error}") from None
+    arguments = {
+        **sizes, "vocabulary": vocabulary, "qk_norm": sizes["qk_norm"] == "yes", "context": config.sequence,
+        "norm": "rms" if norm == "rms" else "layer", "placement": "pre" if plain else "every", "dtype": config.dtype,
+    }  # fmt: skip
+    return Recipe("Transformer", arguments)
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`. Inputs are tokens."""
+    params, rest = evaluated_in(saved, config.training)
+    return Trained(recipe_of(config, params["embedding/embedding"].shape[0]), params, rest)
 
 
 class Source(NamedTuple):

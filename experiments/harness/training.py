@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from envs.loaders import WHOLE, Loader, Share
 from experiments.harness.command_line import DeviceOptions
+from experiments.harness.ending import tell_end
 from experiments.harness.errors import UserError
 from experiments.harness.grid import with_options
 from experiments.harness.jobs import Job, job_of
@@ -33,7 +34,7 @@ from experiments.harness.mesh import (
     on_every_device,
 )
 from experiments.harness.methods import learning_rate
-from experiments.harness.processes import check_alone, several, writes
+from experiments.harness.processes import check_alone, several
 from experiments.harness.run import Run, open_run
 from experiments.harness.supervised import (
     Learner,
@@ -203,11 +204,8 @@ def run_to_end(
                 learner = learner._replace(forward=learner_of(task._replace(network=counted), config).forward)
             state, last = train(opened, learner, data, config, options)
             opened.finish({"updates": config.updates, **last, **at_end(opened, state)})
-        summary = opened.summary
-        if writes():
-            numbers = {of: value for of, value in summary.items() if not isinstance(value, str)}
-            print(opened.folder, *(f"{of} {value:.4g}" for of, value in numbers.items()))
-        return opened.folder
+    tell_end(opened.folder)
+    return opened.folder
 
 
 def train(

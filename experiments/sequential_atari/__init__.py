@@ -33,6 +33,7 @@ from experiments.harness.methods import learning_rate, method_label
 from experiments.harness.seeds import use_all_cores
 from experiments.sequential_atari.config import PRESETS, Config, of_visit, resolve
 from experiments.sequential_atari.players import InJax, OnTheHost, State
+from experiments.sequential_atari.players import trained as trained
 from nap import schedules
 
 NAME = "sequential-atari"
@@ -102,7 +103,8 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
     with harness.open_run(NAME, config, options, label=_label(config), total=config.sequence.frames) as opened:
         if not opened.done:
             _run(config, opened)
-        return opened.folder
+    harness.tell_end(opened.folder)
+    return opened.folder
 
 
 def _run(config: Config, opened: harness.Run) -> None:
