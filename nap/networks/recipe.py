@@ -15,7 +15,9 @@ from nap.networks.mlp import MLP
 from nap.networks.resnet import ResNet
 from nap.networks.transformer import Transformer
 
-_CLASSES: dict[str, Callable[..., nnx.Module]] = {each.__name__: each for each in (CNN, MLP, QNetwork, ResNet, Transformer)}
+_CLASSES: dict[str, Callable[..., nnx.Module]] = {
+    each.__name__: each for each in (CNN, MLP, QNetwork, ResNet, Transformer)
+}
 
 
 @dataclasses.dataclass(frozen=True)
