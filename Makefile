@@ -23,7 +23,7 @@ test: $(ready_to_test)  ## the whole test suite
 soak: $(ready_to_test)  ## runs that are killed again and again; minutes
 	$(run) -m pytest -m soak
 
-fuzz: $(ready_to_test)  ## hostile options and damaged files, the same ones every time; minutes
+fuzz: $(ready_to_test)  ## hostile options (NAP_FUZZ_SEED, NAP_FUZZ_CASES) and damaged files; minutes
 	$(run) -m pytest -n 2 -m fuzz
 
 cluster: $(ready_to_test)  ## sweeps on Ray and SLURM, started here (apt install slurmctld slurmd munge)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from agents.loops import Environments, Functions
+from agents.loops import Environments
 from nap.paths import PyTree
 
 
+@runtime_checkable  # for the tests, which check types at run time
+class Player(Protocol):
+    """Whoever chooses actions; `agents.loops.Functions` do."""
+
+    @property
+    def play(self) -> Callable[..., Any]:
+        """`play(params, observations, epsilon, key, step)`, an action for each observation."""
+        ...
+
+
 def evaluate(
-    functions: Functions,
+    functions: Player,
     params: PyTree,
     environments: Environments,
     *,
@@ -32,7 +43,7 @@ def evaluate(
     as well. (DQN Zoo leaves one out, that of its single environment.)
 
     Args:
-      functions: from `agents.loops.make_functions`.
+      functions: from `agents.loops.make_functions`, or another player.
       params: the Q-network's parameters.
       environments: they are reset first, so those of training will do, between two of its iterations.
       epsilon: probability of a random action.

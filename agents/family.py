@@ -20,7 +20,7 @@ from agents import values
 from agents.dqn import Agent, make_agent
 from agents.prioritized import make_prioritized_replay
 from agents.replay import Replay, make_replay
-from nap.networks import Network, QNetwork, as_functions
+from nap.networks import Network, Recipe
 
 Distribution = Literal["none", "categorical", "quantile", "implicit-quantile"]
 
@@ -68,11 +68,16 @@ FAMILY: dict[AgentName, Ingredients] = {
 }
 
 
-def make_network(ingredients: Ingredients, actions: int, **options: Any) -> Network:
-    """The agent's network; `options` are further arguments of `nap.networks.QNetwork`."""
+def network_recipe(ingredients: Ingredients, actions: int, **options: Any) -> Recipe:
+    """How the agent's network is made; `options` are further arguments of `nap.networks.QNetwork`."""
     options |= READ[ingredients.distribution]().network
     options |= {"dueling": ingredients.dueling, "noisy": ingredients.noisy, "shared_bias": ingredients.shared_bias}
-    return as_functions(lambda rngs: QNetwork(actions, **options, rngs=rngs))
+    return Recipe("QNetwork", {"actions": actions, **options})
+
+
+def make_network(ingredients: Ingredients, actions: int, **options: Any) -> Network:
+    """The agent's network; see `network_recipe`."""
+    return network_recipe(ingredients, actions, **options).functions()
 
 
 def assemble(

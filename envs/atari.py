@@ -25,6 +25,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Int64
 
 from envs.atari_modes import FlavouredVectorEnv, resolve_flavour
+from envs.screens import View
 from envs.timestep import Episode, TimeStep
 
 # ale-py ships these ROMs without a single-player mode; loading one exits the process, with no exception to catch.
@@ -178,6 +179,8 @@ class AtariEnvs:
             that is not the game's default there are none, and it is slower: see `envs.atari_modes`.
         mode: of the game; None for its default.
         difficulty: likewise.
+        filmed: whether `view` is to be asked. They are then stepped as those of another mode: one after another, and
+            with other numbers of no-ops for a seed.
 
     Attributes:
         game: its snake_case name.
@@ -203,6 +206,7 @@ class AtariEnvs:
         threads: int = 0,
         mode: int | None = None,
         difficulty: int | None = None,
+        filmed: bool = False,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"AtariEnvs: num_envs is {num_envs}, must be at least 1")
@@ -213,12 +217,12 @@ class AtariEnvs:
         self.num_envs = num_envs
         self.observation_shape = (protocol.stack, protocol.height, protocol.width)
         self.options = _vector_env_options(self.game, protocol, num_envs, threads)
-        self.flavour = resolve_flavour(self.game, mode, difficulty)
-        if self.flavour == (None, None):
+        self.flavour, self._filmed = resolve_flavour(self.game, mode, difficulty), filmed
+        if self.flavour == (None, None) and not filmed:
             self._env = AtariVectorEnv(**self.options)
             actions = self._env.ale.get_action_set()
         else:
-            self._env = FlavouredVectorEnv(self.options, *self.flavour)
+            self._env = FlavouredVectorEnv(self.options, *self.flavour, filmed)
             actions = self._env.actions
         self.action_meanings = tuple(action.name for action in actions)
         self.num_actions = len(self.action_meanings)
@@ -310,6 +314,17 @@ class AtariEnvs:
         """`send`, then `recv`."""
         self.send(actions)
         return self.recv()
+
+    def view(self, env: int) -> View:
+        """What is to be seen of a filmed environment, in the console's colours: the frame of which the agent sees grey.
+
+        Raises:
+            RuntimeError: not reset yet, or actions were sent and not received, or they are not filmed.
+        """
+        self._expect("view", "idle")
+        if not (self._filmed and isinstance(self._env, FlavouredVectorEnv)):
+            raise RuntimeError(f"AtariEnvs.view() on '{self.game}': make them with filmed=True")
+        return self._env.view(env)
 
     def close(self) -> None:
         """Frees the emulators and their threads, even between `send` and `recv`. May be called twice."""

@@ -25,6 +25,9 @@ import numpy as np
 from ale_py import Action, ALEInterface, LoggerMode
 from jaxtyping import Float32, Int64, UInt8
 
+from envs.screens import Screen as Colours
+from envs.screens import View
+
 Screen = UInt8[np.ndarray, "screen_height screen_width"]
 Screens = UInt8[np.ndarray, "num_envs screen_height screen_width"]
 Frames = UInt8[np.ndarray, "num_envs height width"]
@@ -96,6 +99,7 @@ class FlavouredVectorEnv:
             not read, as what they are set to is all that is known here.
         mode: one that the game has; None for its default.
         difficulty: likewise.
+        filmed: whether `view` is to be asked; it costs a third of the speed.
 
     Attributes:
         actions: those to choose from.
@@ -104,8 +108,10 @@ class FlavouredVectorEnv:
         ValueError: frames larger than the screen.
     """
 
-    def __init__(self, options: Mapping[str, Any], mode: int | None, difficulty: int | None) -> None:
-        self._emulators = [_Emulator(options, mode, difficulty) for _ in range(options["num_envs"])]
+    def __init__(
+        self, options: Mapping[str, Any], mode: int | None, difficulty: int | None, filmed: bool = False
+    ) -> None:
+        self._emulators = [_Emulator(options, mode, difficulty, filmed) for _ in range(options["num_envs"])]
         self.actions = self._emulators[0].actions
         shape = options["img_height"], options["img_width"]
         self._shrink = shrinker(self._emulators[0].screen_shape, shape)
@@ -136,6 +142,10 @@ class FlavouredVectorEnv:
         self._stack = np.concatenate([self._stack[:, 1:], self._shrink(screens)[:, None]], axis=1)
         self._stack[terminated | truncated, :-1] = 0
         return self._stack, rewards, terminated, truncated, self._info()
+
+    def view(self, env: int) -> View:
+        """What is to be seen of a filmed environment: a frame in the console's colours and at its size."""
+        return self._emulators[env].view
 
     def close(self) -> None:
         """Frees the emulators."""
@@ -168,8 +178,11 @@ class _Emulator:
         episode_frames: likewise, of the episode, its no-ops included.
     """
 
-    def __init__(self, options: Mapping[str, Any], mode: int | None, difficulty: int | None) -> None:
-        self._options, self._flavour = options, (mode, difficulty)
+    _now: Colours
+    _ended: Colours | None
+
+    def __init__(self, options: Mapping[str, Any], mode: int | None, difficulty: int | None, filmed: bool) -> None:
+        self._options, self._flavour, self._filmed = options, (mode, difficulty), filmed
         self.load(seed=0)
         full = options["full_action_space"]
         self.actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
@@ -180,11 +193,16 @@ class _Emulator:
         """As the game tells them."""
         return self._ale.lives()
 
+    @property
+    def view(self) -> View:
+        """What is to be seen of it, if it is filmed."""
+        return View(self._now, self._ended)
+
     def load(self, seed: int) -> None:
         """Loads the game anew, so that what was played before leaves no trace."""
         self._ale = _load(self._options["game"], *self._flavour, self._options["repeat_action_probability"], seed)
         self._noops = np.random.default_rng(seed)
-        self.frames = 0
+        self.frames, self._ended = 0, None
 
     def begin(self) -> Screen:
         """Begins an episode, no-ops and all."""
@@ -194,19 +212,25 @@ class _Emulator:
             if self._ale.game_over():
                 self._start()
         self._last_frame = self.episode_frames + self._options["max_num_frames_per_episode"]
+        if self._filmed:
+            self._now = self._ale.getScreenRGB()
         return self._ale.getScreenGrayscale()
 
     def step(self, action: int) -> _Step:
         """Holds an action for as many frames as is asked for, or until the episode is over."""
-        reward, screens = 0, []
+        reward, screens, seen, self._ended = 0, [], [], None
         for left in reversed(range(self._options["frameskip"])):
             reward += self._act(self.actions[action])
             terminated = self._ale.game_over()
             truncated = self.episode_frames >= self._last_frame
             if terminated or truncated:
+                self._ended = self._ale.getScreenRGB() if self._filmed else None
                 return _Step(self.begin(), reward, terminated, truncated)
             if left == 0 or (left == 1 and self._options["maxpool"]):
                 screens.append(self._ale.getScreenGrayscale())
+                seen += [self._ale.getScreenRGB()] if self._filmed else []
+        if self._filmed:
+            self._now = np.maximum.reduce(seen)
         return _Step(np.maximum.reduce(screens), reward, terminated=False, truncated=False)
 
     def _start(self) -> None:

@@ -44,27 +44,21 @@ from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rat
 from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig
 from experiments.harness.sizes import Sized
-from experiments.harness.supervised import Judged, Task, TrainingConfig, check
-from experiments.harness.training import (
-    Data,
-    TrainingOptions,
-    devices_of,
-    jobs_of_seeds,
-    run_to_end,
-    share,
-)
+from experiments.harness.supervised import Judged, Task, TrainingConfig, check, evaluated_in
+from experiments.harness.trained import Choice, Saved, Trained
+from experiments.harness.training import Data, TrainingOptions, devices_of, jobs_of_seeds, run_to_end, share
 from experiments.harness.training_memory import memory_needed
-from nap.layers import ConvNorm
-from nap.networks import StatefulNetwork, as_stateful_functions
-from nap.networks.resnet import ResNet, resnet_18, resnet_50
+from nap.networks import Recipe, StatefulNetwork
+from nap.networks.resnet import Stem, resnet_18, resnet_50
 
-NETWORKS: Mapping[str, Callable[..., ResNet]] = MappingProxyType(
+NETWORKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "resnet-8": functools.partial(ResNet, blocks=(1, 1, 1), width=16),
-        "resnet-18": resnet_18,
-        "resnet-50": resnet_50,
+        "resnet-8": {"blocks": (1, 1, 1), "width": 16},
+        "resnet-18": resnet_18.keywords,
+        "resnet-50": resnet_50.keywords,
     }
 )
+"""Arguments of `nap.networks.ResNet`."""
 CROPPED = ("cifar10", "cifar100")
 """The data sets whose images are cropped and mirrored for training where `--augmentation auto` decides."""
 FILES = "imagenet"
@@ -205,22 +199,33 @@ def resolve(config: Config) -> Config:
 
 def network_of(config: Config, loaded: Loaded) -> StatefulNetwork:
     """The network, as the method trains it. Raises harness.UserError for an activation that does not fit."""
-    method = parse_method(config.method)
-    norm: ConvNorm = "batch" if method.base == "none" else norm_of(method, config.nap)
+    stem = "imagenet" if _is_files(config) else "cifar"
     try:
-        return as_stateful_functions(
-            lambda rngs: NETWORKS[config.network](
-                loaded.classes,
-                channels=loaded.channels,
-                stem="imagenet" if _is_files(config) else "cifar",
-                norm=norm,
-                activation=method.activation,
-                dtype=jnp.dtype(config.dtype),
-                rngs=rngs,
-            )
-        )
+        return recipe_of(config, loaded.classes, loaded.channels, stem).stateful_functions()
     except ValueError as error:
         raise harness.UserError(f"--method {config.method}: {error}") from None
+
+
+def recipe_of(config: Config, classes: int, channels: int, stem: Stem) -> Recipe:
+    """How the network is made, as the method trains it."""
+    method = parse_method(config.method)
+    arguments = {
+        "outputs": classes,
+        "channels": channels,
+        "stem": stem,
+        "norm": "batch" if method.base == "none" else norm_of(method, config.nap),
+        "activation": method.activation,
+        "dtype": config.dtype,
+    }
+    return Recipe("ResNet", {**NETWORKS[config.network], **arguments})
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`. Inputs are images as `normalize` makes them."""
+    params, rest = evaluated_in(saved, config.training)
+    height, _, channels, _ = params["stem/kernel"].shape
+    recipe = recipe_of(config, params["output/kernel"].shape[-1], channels, "imagenet" if height == 7 else "cifar")
+    return Trained(recipe, params, rest)
 
 
 def load_images(config: Config, options: Options) -> Loaded:

@@ -136,7 +136,7 @@ def _main(argv: list[str]) -> int:
         if folders:
             runs = load_runs(folders)
             print(f"{runs[0].problem}, {config.agent}\n\n{tables(runs)}\n")
-            print(f"python -m experiments report {' '.join(map(str, folders))}\n")
+            harness.tell_end(*folders, result="the tables above")
     return exit_code
 
 

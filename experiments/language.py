@@ -28,8 +28,9 @@ from experiments.harness.mesh import on_every_device
 from experiments.harness.methods import NapConfig, OptimizerConfig, learning_rate, norm_of, parse_method
 from experiments.harness.processes import together
 from experiments.harness.rivals import RivalsConfig, has_part
-from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated
+from experiments.harness.supervised import Judged, State, Task, TrainingConfig, check, evaluated, evaluated_in
 from experiments.harness.texts import Source, in_memory, streamed, tokenizer_of, told_of
+from experiments.harness.trained import Choice, Saved, Trained
 from experiments.harness.training import (
     Data,
     TrainingOptions,
@@ -41,8 +42,8 @@ from experiments.harness.training import (
 )
 from experiments.harness.transformer import NetworkConfig, memory_needed, sized
 from nap.layers import identity
-from nap.networks import StatefulNetwork, as_stateful_functions
-from nap.networks.transformer import Transformer, cross_entropy
+from nap.networks import Recipe, StatefulNetwork
+from nap.networks.transformer import cross_entropy
 
 _ALL_BUT_RMSNORM = read_if(lambda config: not has_part(config, "rmsnorm"), "other methods than rmsnorm")
 
@@ -235,24 +236,28 @@ def network_of(
     Raises:
         harness.UserError: sizes that do not fit.
     """
+    try:
+        return recipe_of(config, vocabulary).stateful_functions(constrain=constrain)
+    except ValueError as error:
+        raise harness.UserError(f"the network: {error}") from None
+
+
+def recipe_of(config: Config, vocabulary: int) -> Recipe:
+    """How the transformer of a resolved configuration is made, as the method trains it."""
     method, sizes = parse_method(config.method), vars(config.network)
     plain = method.base == "none"
     norm = config.nap.norm if plain else norm_of(method, config.nap)
-    try:
-        return as_stateful_functions(
-            lambda rngs: Transformer(
-                vocabulary,
-                **{**sizes, "qk_norm": sizes["qk_norm"] == "yes"},
-                context=config.sequence,
-                norm="rms" if norm == "rms" else "layer",
-                placement="pre" if plain else "every",
-                constrain=constrain,
-                dtype=jnp.dtype(config.dtype),
-                rngs=rngs,
-            )
-        )
-    except ValueError as error:
-        raise harness.UserError(f"the network: {error}") from None
+    arguments = {
+        **sizes, "vocabulary": vocabulary, "qk_norm": sizes["qk_norm"] == "yes", "context": config.sequence,
+        "norm": "rms" if norm == "rms" else "layer", "placement": "pre" if plain else "every", "dtype": config.dtype,
+    }  # fmt: skip
+    return Recipe("Transformer", arguments)
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`. Inputs are tokens."""
+    params, rest = evaluated_in(saved, config.training)
+    return Trained(recipe_of(config, params["embedding/embedding"].shape[0]), params, rest)
 
 
 def load(config: Config, options: TrainingOptions) -> Text:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import nnx
 
 from envs.datasets import default_name, load
 from envs.fingerprints import of_dataset
@@ -35,7 +34,7 @@ from experiments.harness.methods import (
     MATCHING,
     NapConfig,
     OptimizerConfig,
-    adapt_network,
+    adapt_recipe,
     learning_rate,
     make_optimizer,
     method_label,
@@ -47,8 +46,9 @@ from experiments.harness.rivals import ONCE_A_TASK, RivalsConfig, Setting, has_p
 from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
 from experiments.harness.sizes import Sized, what_fits
 from experiments.harness.tasks import PROTOCOL_BOUNDS, Row, check_length, make_start, make_stretch, nearest_stretch
+from experiments.harness.trained import Choice, Saved, Trained
 from nap.activations import features_per_unit
-from nap.networks import CNN, MLP, as_functions
+from nap.networks import Recipe
 
 SAVE_SECONDS = 60.0
 """A checkpoint is written at the end of a stretch, when this long has passed since the last one."""
@@ -205,24 +205,8 @@ def build_learner(config: Config, stream: Stream) -> Learner:
     method = parse_method(config.method)
     if config.reset_head and "reset-head" not in method.interventions:
         method = parse_method(f"{config.method}+reset-head")
-    norm = norm_of(method, config.nap)
-
-    def make_network(rngs: nnx.Rngs) -> MLP | CNN:
-        if config.network == "cnn":
-            return CNN(
-                stream.input_shape,
-                stream.outputs,
-                channels=config.channels,
-                hidden=config.hidden,
-                norm=norm,
-                activation=method.activation,
-                rngs=rngs,
-            )
-        inputs = math.prod(stream.input_shape)
-        return MLP(inputs, config.hidden, stream.outputs, norm=norm, activation=method.activation, rngs=rngs)
-
     try:
-        network = adapt_network(method, as_functions(make_network))
+        network = recipe_of(config, stream.input_shape, stream.outputs).functions()
     except ValueError as error:
         raise harness.UserError(f"--network {config.network}: {error}") from None
 
@@ -245,6 +229,33 @@ def _load(stream: str, protocol: Protocol, data: str) -> tuple[Stream, Mapping[s
         raise harness.UserError(str(error)) from None
 
 
+def recipe_of(config: Config, input_shape: Sequence[int], outputs: int) -> Recipe:
+    """How the network is made, as the method trains it."""
+    method = parse_method(config.method)
+    common = {"outputs": outputs, "hidden": config.hidden}
+    common |= {"norm": norm_of(method, config.nap), "activation": method.activation}
+    if config.network == "cnn":
+        recipe = Recipe("CNN", {"shape": tuple(input_shape), "channels": config.channels, **common})
+    else:
+        recipe = Recipe("MLP", {"inputs": math.prod(input_shape), **common})
+    return adapt_recipe(method, recipe)
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`. The inputs are those of the stream.
+
+    Raises:
+        harness.UserError: the data of a convolutional network, which alone say how large its images are, is not here.
+    """
+    params = choice.of_seed(saved.read("0/params"))
+    inner = {path.removeprefix("first/"): array.shape for path, array in params.items()}  # of plasticity-injection
+    if config.network == "cnn":
+        shape = build_stream(config.stream, config.protocol, config.data).input_shape
+    else:
+        shape = inner["hidden/0/kernel"][:1]
+    return Trained(recipe_of(config, shape, inner["output/kernel"][-1]), params)
+
+
 def _main(argv: list[str]) -> int:
     _load.cache_clear()  # files may have changed since the last command of this process
     use_all_cores()
@@ -262,7 +273,8 @@ def _main(argv: list[str]) -> int:
     if folders:
         from experiments.harness.scoreboard import scoreboard  # polars and scipy: not for --help
 
-        print(scoreboard(folders))
+        print(f"{scoreboard(folders)}\n")
+        harness.tell_end(*folders)
     return exit_code
 
 

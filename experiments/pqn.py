@@ -21,6 +21,7 @@ import tyro
 from agents.compiled import Spread, vmapped
 from agents.pqn import Pqn, Settings, Told, make_pqn
 from envs.games import GAMES, Game
+from envs.sequence import Task
 from experiments import harness
 from experiments.atari import environment_of
 from experiments.atari.config import FRAME_SKIP, STACK
@@ -32,7 +33,7 @@ from experiments.harness.methods import (
     MATCHING,
     NapConfig,
     OptimizerConfig,
-    adapt_network,
+    adapt_recipe,
     learning_rate,
     make_optimizer,
     norm_of,
@@ -41,7 +42,9 @@ from experiments.harness.methods import (
 from experiments.harness.rivals import RivalsConfig, Setting
 from experiments.harness.seeds import Seeds, seeds_label, use_all_cores
 from experiments.harness.sizes import Sized, what_fits
-from nap.networks import Network, QNetwork, as_functions
+from experiments.harness.stage import Stage
+from experiments.harness.trained import Choice, Saved, Trained
+from nap.networks import Recipe
 
 SAVE_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one."""
@@ -142,7 +145,8 @@ def run(config: Config, options: harness.RunOptions) -> Path:
     with harness.open_run("pqn", config, options, label=_label(config), total=config.frames) as opened:
         if not opened.done:
             _run(config, opened)
-        return opened.folder
+    harness.tell_end(opened.folder)
+    return opened.folder
 
 
 def resolve(config: Config) -> Config:
@@ -184,23 +188,26 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def network_of(config: Config, game: Game) -> Network:
-    """The network, as the method trains it."""
+def recipe_of(config: Config, game: Game) -> Recipe:
+    """How the network is made, as the method trains it."""
     method = parse_method(config.method)
     *planes, height, width = game.shape
+    arguments = {
+        "actions": game.num_actions,
+        "torso": "minatar" if planes else "flat",
+        "observation": (math.prod([config.stack, *planes]), height, width),
+        "hidden": config.hidden,
+        "norm": norm_of(method, config.nap),
+        "activation": method.activation,
+    }
+    return adapt_recipe(method, Recipe("QNetwork", arguments))
 
-    def make(rngs) -> QNetwork:
-        return QNetwork(
-            game.num_actions,
-            torso="minatar" if planes else "flat",
-            observation=(math.prod([config.stack, *planes]), height, width),
-            hidden=config.hidden,
-            norm=norm_of(method, config.nap),
-            activation=method.activation,
-            rngs=rngs,
-        )
 
-    return adapt_network(method, as_functions(make))
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`."""
+    recipe = recipe_of(config, GAMES[config.game]())
+    stage = Stage(Task(config.game, config.frames), config.stack, None, config.evaluation_epsilon)
+    return Trained(recipe, choice.of_seed(saved.read("0/params")), values=lambda outputs: outputs, stage=stage)
 
 
 def memory_needed(config: Config) -> dict[str, int]:
@@ -229,7 +236,7 @@ def build(config: Config, spread: Spread = vmapped) -> Pqn:
         harness.UserError: a method that makes no sense here.
     """
     game, method = GAMES[config.game](), parse_method(config.method)
-    network = network_of(config, game)
+    network = recipe_of(config, game).functions()
 
     def optimizer(key: jax.Array) -> optax.GradientTransformation:
         setting = Setting(network, key, config.rollouts * config.pqn.updates)

@@ -179,6 +179,8 @@ def _main(argv: list[str]) -> int:
     configs, options, task = _parse(argv)
     scores = [_run(config, options, task)["scores"] for config in configs]
     print(f"{configs[0].problem.data}, {configs[0].method}\n\n{tables(configs, scores)}\n")
+    folders = [harness.run_folder(NAME, config, out=options.out, label=_label(config)) for config in configs]
+    harness.tell_end(*folders, result="the tables above")
     return 0
 
 

@@ -273,14 +273,16 @@ def _main(argv: list[str]) -> int:
     harness.enable_compilation_cache()
     config, options = _parse(argv)
     free, summary = run(config, options)
-    summaries, exit_code = {FREE: summary}, 0
+    summaries, folders, exit_code = {FREE: summary}, [free], 0
     for method in METHODS[1:]:
         try:
-            _, summaries[method] = run(dataclasses.replace(config, method=method), options, free)
+            folder, summaries[method] = run(dataclasses.replace(config, method=method), options, free)
+            folders.append(folder)
         except harness.NonFinite as error:
             harness.print_error(error)
             exit_code = error.exit_code
-    print(_table(summaries))
+    print(f"{_table(summaries)}\n")
+    harness.tell_end(*folders, result="the table above")
     return exit_code
 
 

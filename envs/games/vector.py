@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from envs.games.game import Game, State
+from envs.screens import View, paint
 from envs.timestep import Episode, TimeStep
 
 
@@ -53,7 +54,7 @@ def start(game: Game, stack: int, key: Key[Array, ""]) -> Playing:
 
 def advance(game: Game, playing: Playing, action: Int[Array, ""]) -> tuple[Playing, Step]:
     """One step; an episode that ends is followed by the next one within the step."""
-    key, step_key, reset_key = jax.random.split(playing.key, 3)
+    key, step_key, reset_key = _keys(playing.key)
     outcome = game.step(playing.state, action, step_key)
     steps, earned = playing.steps + 1, playing.earned + outcome.reward
     over = outcome.terminated | (steps >= game.max_steps)
@@ -61,6 +62,16 @@ def advance(game: Game, playing: Playing, action: Int[Array, ""]) -> tuple[Playi
     going_on = Playing(outcome.state, frames, steps, earned, key)
     after = jax.tree.map(functools.partial(jnp.where, over), start(game, frames.shape[0], reset_key), going_on)
     return after, Step(outcome.reward, 1.0 - outcome.terminated, over, earned, steps)
+
+
+def frame_after(game: Game, playing: Playing, action: Int[Array, ""]) -> UInt8[Array, "*planes height width"]:
+    """The frame that a step leads to, also where `advance` goes on with the next episode's first."""
+    return game.frame(game.step(playing.state, action, _keys(playing.key)[1]).state)
+
+
+def _keys(key: Key[Array, ""]) -> Key[Array, "3"]:
+    """For what follows a step, for the step, and for the episode that may follow it."""
+    return jax.random.split(key, 3)
 
 
 class GameEnvs:
@@ -87,14 +98,16 @@ class GameEnvs:
         self._frames_per_step, self._seed = frames_per_step, seed
         self._start = jax.jit(jax.vmap(functools.partial(start, game, stack)))
         self._advance = jax.jit(jax.vmap(functools.partial(advance, game)))
+        self._frame_after = jax.jit(jax.vmap(functools.partial(frame_after, game)))
         self._playing: Playing | None = None
+        self._last: tuple[Playing, npt.NDArray[np.int32], npt.NDArray[np.bool_]] | None = None
         self._sent: Any = None
 
     def reset(self, seed: int | None = None) -> TimeStep:
         """Starts every environment afresh from its seed; None keeps the one there was."""
         self._seed = self._seed if seed is None else seed
         self._playing = self._start(jax.random.split(jax.random.key(self._seed), self.num_envs))
-        self._sent = None
+        self._sent = self._last = None
         zeros, ones = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, np.float32)
         return TimeStep(np.asarray(self._playing.stack), zeros, ones, np.ones(self.num_envs, bool), ())
 
@@ -112,7 +125,8 @@ class GameEnvs:
             raise ValueError(f"actions are {actions.dtype} of shape {actions.shape}, must be {self.num_envs} integers")
         if actions.min() < 0 or actions.max() >= self.num_actions:
             raise ValueError(f"actions must lie in 0 to {self.num_actions - 1}, got {actions.min()} to {actions.max()}")
-        self._sent = self._advance(self._playing, actions.astype(np.int32))
+        self._before = self._playing, actions.astype(np.int32)
+        self._sent = self._advance(*self._before)
 
     def recv(self) -> TimeStep:
         """Waits for what the actions sent last have led to.
@@ -125,11 +139,25 @@ class GameEnvs:
         self._playing, step = self._sent
         self._sent = None
         told: Any = jax.device_get(step)
+        self._last = *self._before, told.first
         episodes = tuple(
             Episode(int(env), float(told.episode_return[env]), self._frames_per_step * int(told.steps[env]))
             for env in np.flatnonzero(told.first)
         )
         return TimeStep(np.asarray(self._playing.stack), told.reward, told.discount, told.first, episodes)
+
+    def view(self, env: int) -> View:
+        """What is to be seen of an environment.
+
+        Raises:
+            RuntimeError: not reset yet.
+        """
+        if self._playing is None:
+            raise RuntimeError("GameEnvs.view(): call reset() first")
+        ended = None
+        if self._last is not None and self._last[2][env]:
+            ended = paint(np.asarray(self._frame_after(*self._last[:2])[env]))
+        return View(paint(np.asarray(self._playing.stack[env, -1])), ended)
 
     def close(self) -> None:
         """There is nothing to free."""

@@ -29,6 +29,7 @@ from envs.games.vector import advance, start
 from envs.scores import games_in, human_normalised
 from experiments import harness
 from experiments.atari.agent import build, network_of
+from experiments.atari.agent import trained as trained
 from experiments.atari.config import FRAME_SKIP, PRESETS, STACK, Config, resolve
 from experiments.atari.devices import devices_of
 from experiments.atari.matching import Multipliers, free_of, multipliers_of
@@ -40,6 +41,7 @@ from experiments.harness.mesh import copies_in_memory
 from experiments.harness.methods import MATCHING, learning_rate, method_label
 from experiments.harness.processes import check_alone, together
 from experiments.harness.sizes import what_fits
+from experiments.harness.statistics import stratified_bootstrap
 
 
 def main(argv: list[str]) -> int:
@@ -91,6 +93,7 @@ def run(config: Config, options: harness.RunOptions, mesh: Mesh | None = None) -
     for one in games:
         try:
             folders.append(_run_one(one, options, mesh))
+            harness.tell_end(folders[-1])
         except harness.NonFinite as error:
             if len(games) == 1:
                 raise
@@ -219,6 +222,7 @@ def _train_and_evaluate(
             on_step=functools.partial(_on_evaluation, opened, frames, iteration + 1, trained),
         )
         last_return, unevaluated = np.asarray(np.mean(returns)), np.asarray(False)
+        over_episodes = stratified_bootstrap(np.asarray(returns))
         iteration += 1
         opened.record(
             {
@@ -229,6 +233,8 @@ def _train_and_evaluate(
                 "updates": int(state.agent.updates),
                 "eval/episodes": len(returns),
                 **_evaluation(config, last_return),
+                "eval/return_low": over_episodes.low,
+                "eval/return_high": over_episodes.high,
             }
         )
         opened.save(iteration, (state, last_return, unevaluated, new))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,22 +13,30 @@ import optax
 from jax.sharding import Mesh
 
 from agents.dqn import Agent
-from agents.family import assemble, make_network, make_replay_for
+from agents.family import READ, assemble, make_replay_for, network_recipe
 from agents.loops import Functions, make_functions
 from agents.replay import Replay, transitions
 from envs.games import GAMES
+from envs.sequence import Task
 from experiments.atari.config import FRAME_SKIP, STACK, Config
 from experiments.atari.devices import on_mesh
 from experiments.atari.matching import Multipliers
-from experiments.harness.methods import adapt_network, learning_rate, make_optimizer, norm_of, parse_method
+from experiments.harness.methods import adapt_recipe, learning_rate, make_optimizer, norm_of, parse_method
 from experiments.harness.rivals import Setting
-from nap.networks import Network
+from experiments.harness.stage import Stage
+from experiments.harness.trained import Choice, Saved, Trained
+from nap.networks import Network, Recipe
 
 
 def network_of(config: Config, num_actions: int, observation: tuple[int, ...]) -> Network:
     """The agent's network, as its method trains it."""
+    return recipe_of(config, num_actions, observation).functions()
+
+
+def recipe_of(config: Config, num_actions: int, observation: tuple[int, ...]) -> Recipe:
+    """How that network is made."""
     method = parse_method(config.method)
-    network = make_network(
+    recipe = network_recipe(
         config.ingredients,
         num_actions,
         observation=(math.prod(observation[:-2]), *observation[-2:]),
@@ -36,7 +46,7 @@ def network_of(config: Config, num_actions: int, observation: tuple[int, ...]) -
         activation=method.activation,
         dtype=config.dtype,
     )
-    return adapt_network(method, network)
+    return adapt_recipe(method, recipe)
 
 
 def _body(config: Config, observation: tuple[int, ...]) -> dict[str, Any]:
@@ -47,6 +57,20 @@ def _body(config: Config, observation: tuple[int, ...]) -> dict[str, Any]:
         "torso": own if config.game in GAMES else config.torso,
         "hidden": config.hidden or (128 if planes else 512),
     }
+
+
+def action_values(config: Config) -> Callable[[Any], jax.Array]:
+    """What the network's outputs for a batch say of each action's return."""
+    return jax.vmap(READ[config.ingredients.distribution]().action_values)
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained; see `experiments.harness.trained`."""
+    protocol = None if config.game in GAMES else config.environment
+    stage = Stage(Task(config.game, config.frames), STACK, protocol, config.evaluation_epsilon)
+    with contextlib.closing(stage.open(1, config.seed)) as environments:
+        recipe = recipe_of(config, environments.num_actions, environments.observation_shape)
+    return Trained(recipe, saved.read("0/agent/params"), values=action_values(config), stage=stage)
 
 
 class Span(NamedTuple):

@@ -11,6 +11,7 @@ from experiments.harness.command_line import (
     run_command,
 )
 from experiments.harness.compilation import enable_compilation_cache
+from experiments.harness.ending import tell_end
 from experiments.harness.errors import DiskFull, Interrupted, NonFinite, RunStopped, UserError, unknown
 from experiments.harness.identity import config_hash
 from experiments.harness.jobs import Job, job_of, seeds_planned
@@ -38,5 +39,6 @@ __all__ = [
     "run_command",
     "run_folder",
     "seeds_planned",
+    "tell_end",
     "unknown",
 ]

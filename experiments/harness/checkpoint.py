@@ -150,6 +150,30 @@ class Checkpoints:
             )
         return Restored(0, state, {}, passed_over)
 
+    def newest(self) -> tuple[Path, dict[str, Any]]:
+        """The folder and the commit of the newest checkpoint that is whole, for parts of it to be read.
+
+        Raises:
+            UserError: it is of another configuration or other data; or there is none, or none is whole.
+            Unreadable: the newest that may be whole can't be read.
+        """
+        problems = []
+        for iteration in reversed(self.iterations()):
+            try:
+                content = self._read_commit(iteration, lambda _: None)
+                folder = self._folder / content.get("folder", str(iteration))
+                state_files.check(folder, content["files"])
+            except Damaged as error:
+                problems.append(f"{iteration}: {error}")
+                continue
+            return folder, content
+        if problems:
+            raise UserError(f"no checkpoint in {self._folder} is whole ({'; '.join(problems)})")
+        raise UserError(
+            f"{self._folder.parent} has no checkpoint yet, so there are no weights; SIGTERM to its process makes it "
+            "save one"
+        )
+
     def keep_only(self, iterations: set[int]) -> None:
         """Deletes all other checkpoints, half-written ones included."""
         for iteration in self._all_iterations() - iterations:

@@ -22,7 +22,7 @@ from experiments.harness.rivals import Context, RivalsConfig, Setting
 from nap import interventions, paths, schedules
 from nap.activations import ActivationName, features_per_unit
 from nap.layers import Norm
-from nap.networks import Network
+from nap.networks import Recipe
 from nap.paths import PyTree
 from nap.projection import Affine
 from nap.schedules import profiles
@@ -217,14 +217,15 @@ def norm_of(method: Method, config: NapConfig) -> Norm:
     return "rms" if method.base == "rmsnorm" else config.norm
 
 
-def adapt_network(method: Method, network: Network) -> Network:
+def adapt_recipe(method: Method, recipe: Recipe) -> Recipe:
     """The network as the method trains it: with a second head for plasticity injection, otherwise as it is.
 
     The head is the last hidden layer and the output, or both of each in a dueling network.
     """
     if "plasticity-injection" not in method.interventions:
-        return network
-    return interventions.with_injection(network, [f"{layer}/*" for layer in rivals.last_layers(network)])
+        return recipe
+    head = tuple(f"{layer}/*" for layer in rivals.last_layers(recipe.functions()))
+    return dataclasses.replace(recipe, injected=head)
 
 
 def make_optimizer(

@@ -29,6 +29,7 @@ from experiments.harness.methods import (
     parse_method,
 )
 from experiments.harness.rivals import RECYCLING, RivalsConfig, Setting
+from experiments.harness.trained import Arrays, Saved
 from nap.networks import Network, StatefulNetwork
 from nap.paths import PyTree
 
@@ -270,6 +271,12 @@ def learner_of(task: Task, config: SupervisedConfig) -> Learner:
 def evaluated(state: State) -> tuple[PyTree, PyTree]:
     """The parameters and the rest that are evaluated: their averages, where there are such."""
     return state.average or (state.params, state.rest)
+
+
+def evaluated_in(saved: Saved, training: TrainingConfig) -> tuple[Arrays, Arrays]:
+    """What `evaluated` gives, from a checkpoint; the rest may be empty."""
+    params, rest = ("0/average/0", "0/average/1") if training.ema else ("0/params", "0/rest")
+    return saved.read(params), saved.read(rest) if saved.has(rest) else {}
 
 
 def check(config: SupervisedConfig) -> None:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from envs.loaders import WHOLE, Loader, Share
 from experiments.harness.command_line import DeviceOptions
+from experiments.harness.ending import tell_end
 from experiments.harness.errors import UserError
 from experiments.harness.grid import with_options
 from experiments.harness.jobs import Job, job_of, seeds_planned
@@ -35,7 +36,7 @@ from experiments.harness.mesh import (
     on_every_device,
 )
 from experiments.harness.methods import learning_rate
-from experiments.harness.processes import check_alone, several, together, writes
+from experiments.harness.processes import check_alone, several, together
 from experiments.harness.run import Run, open_run
 from experiments.harness.sizes import Needs, Sized, what_fits
 from experiments.harness.supervised import (
@@ -222,11 +223,8 @@ def run_to_end(
             with opened.reading_data():
                 state, last = train(opened, learner, data, config, options)
                 opened.finish({"updates": config.updates, **last, **at_end(opened, task, state)})
-        summary = opened.summary
-        if writes():
-            numbers = {of: value for of, value in summary.items() if not isinstance(value, str)}
-            print(opened.folder, *(f"{of} {value:.4g}" for of, value in numbers.items()))
-        return opened.folder
+    tell_end(opened.folder)
+    return opened.folder
 
 
 def train(

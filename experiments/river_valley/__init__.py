@@ -162,6 +162,8 @@ def _main(argv: list[str]) -> int:
     config, options, task = _parse(argv)
     came_out = tables(config, _run(config, options, task))
     print(f"{config.problem.data}, {config.method}, {config.optimizer}\n\n{came_out}\n")
+    folder = harness.run_folder(NAME, config, out=options.out, label=_label(config))
+    harness.tell_end(folder, result="the tables above")
     return 0
 
 

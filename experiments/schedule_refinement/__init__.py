@@ -168,6 +168,12 @@ def _main(argv: list[str]) -> int:
     if (path := parsed[0][1].plot) is not None:
         draw(panels, path)
         print(path)
+    made = [
+        harness.run_folder(NAME, config, out=options.out, label=_label(config))
+        for configs, options, _ in parsed
+        for config in configs
+    ]
+    harness.tell_end(*made, result="the tables above")
     return 0
 
 

@@ -35,6 +35,7 @@ from experiments.harness.seeds import use_all_cores
 from experiments.harness.sizes import Sized, what_fits
 from experiments.sequential_atari.config import PRESETS, Config, of_visit, resolve
 from experiments.sequential_atari.players import InJax, OnTheHost, State, memory_needed, shape_in_jax
+from experiments.sequential_atari.players import trained as trained
 from nap import schedules
 
 NAME = "sequential-atari"
@@ -107,7 +108,8 @@ def _run_one(config: Config, options: harness.RunOptions) -> Path:
     with harness.open_run(NAME, config, options, label=_label(config), total=config.sequence.frames) as opened:
         if not opened.done:
             _run(config, opened)
-        return opened.folder
+    harness.tell_end(opened.folder)
+    return opened.folder
 
 
 def _run(config: Config, opened: harness.Run) -> None:

@@ -20,11 +20,13 @@ from agents.replay import ReplayState
 from envs.atari import AtariEnvs
 from envs.sequence import Task, Visit
 from experiments import atari, harness
-from experiments.atari.agent import Span, build, network_of, optimizer_of
+from experiments.atari.agent import Span, action_values, build, network_of, optimizer_of, recipe_of
 from experiments.atari.config import FRAME_SKIP, STACK
 from experiments.harness.memory import bytes_of
 from experiments.harness.seeds import Seeds
+from experiments.harness.stage import Stage
 from experiments.harness.state_files import is_key
+from experiments.harness.trained import Choice, Saved, Trained
 from experiments.sequential_atari.config import Config, of_visit
 from experiments.sequential_atari.heads import Heads, fresh_heads, make_switch, with_head
 from nap.networks import Network
@@ -63,6 +65,27 @@ class Told(Protocol):
     def on_state(self, now: Callable[[], State]) -> None:
         """Before `on_step`; may save what `now()` gives, and raise to stop."""
         ...
+
+
+def trained(config: Config, saved: Saved, choice: Choice) -> Trained:
+    """What a run has trained, as it plays one of its tasks; see `experiments.harness.trained`.
+
+    Where each task has an output layer of its own, that of the task is put in.
+    """
+    visits = [visit for visit in config.sequence.visits for _ in range(visit.task.frames // config.iteration_frames)]
+    last, tasks = visits[saved.iteration - 1].task, {task.name: task for task in config.sequence.tasks}
+    task = tasks.get(choice.task, last)
+    agent, heads = ("0/0/0/params", "0/0/2") if config.in_jax else ("0/loop/agent/params", "0/heads")
+    params = saved.read(agent)
+    if config.head == "own" and task != last:  # the last one's is in the network
+        place = config.sequence.places[task.name]
+        params |= {path: np.take(bank, place, axis=int(config.in_jax)) for path, bank in saved.read(heads).items()}
+    params = choice.of_seed(params) if config.in_jax else params
+    of_task = of_visit(config, task.game, task.frames)
+    stage = Stage(task, STACK, None if config.in_jax else config.environment, config.evaluation_epsilon)
+    with contextlib.closing(stage.open(1, config.seed)) as environments:
+        recipe = recipe_of(of_task, environments.num_actions, environments.observation_shape)
+    return Trained(recipe, params, values=action_values(of_task), stage=stage, tasks=tuple(tasks))
 
 
 class _Made(NamedTuple):

@@ -243,7 +243,9 @@ def test_the_same_command_returns_at_once_from_a_finished_run(whole, monkeypatch
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
     for game in ("pong", "ALE/Pong-v5"):
         assert dispatch(arguments(whole, game=game)) == 0
-        assert capsys.readouterr().err == f"{folder} is finished; --fresh would run it again\n"
+        said = capsys.readouterr()
+        assert said.err == f"{folder} is finished; --fresh would run it again\n"
+        assert said.out.startswith("done: return ") and said.out.endswith(f"report {whole / 'atari'}\n")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"} == before
 
 
@@ -268,6 +270,7 @@ def test_a_game_that_diverges_ends_alone(tmp_path, capsys, monkeypatch):
             raise NonFinite(f"the loss is nan in {config.game}")
 
     monkeypatch.setattr(atari, "_run_one", one)
+    monkeypatch.setattr(harness, "tell_end", lambda folder: None)
     assert atari.main(["--games", "breakout,pong,seaquest", "--seeds", "2", "--out", str(tmp_path)]) == 1
     assert ran == [(game, seed) for seed in (0, 1) for game in ("breakout", "pong", "seaquest")]
     assert capsys.readouterr().err.splitlines() == 2 * [

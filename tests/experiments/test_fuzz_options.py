@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import random
 import re
 
@@ -14,7 +15,12 @@ from experiments.harness.catalogue import catalogue
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(3600)]
 
-VALUES = ("", "nan", "inf", "-1", "0", str(10**20), "1" + "0" * 400, "ä→🎲", "/nowhere/at/all", "--lr")
+VALUES = (
+    "", "nan", "inf", "-inf", "-1", "0", "0.5", "1e20", str(10**12), str(10**20), str(10**400), "ä→🎲", "../x/y",
+    "/nowhere/at/all", "~nobody-here/x", "--lr", "\0", "\udcff", "$x_{$", "%s", "a b",
+)  # fmt: skip
+SEED, CASES = (int(os.environ.get(f"NAP_FUZZ_{name}", default)) for name, default in (("SEED", 0), ("CASES", 150)))
+"""Which cases are chosen, and how many of each command; 0 for all of them, which takes long."""
 RUNS = 6
 """How many of the hostile commands that an experiment takes are run to their end."""
 NO_PART = (
@@ -40,6 +46,12 @@ def data(tmp_path_factory):
 
 def test_every_experiment_is_tried():
     assert sorted(COMMANDS) == sorted(experiments())
+
+
+def cases(command: str) -> list[tuple[str, str]]:
+    """Options of a command, each with a hostile value."""
+    every = [(option, value) for option in options_of(command) for value in VALUES]
+    return random.Random(f"{SEED} {command}").sample(every, min(CASES or len(every), len(every)))
 
 
 def planned(argv: list[str]) -> tuple[Ended, tuple]:
@@ -76,27 +88,26 @@ def test_an_option_of_an_experiment_with_a_hostile_value(experiment, data, tmp_p
     help_text = run([experiment, "--help"]).out
     as_usual = planned(usual)[1]
     wrong, taken = [], []
-    for option in options_of(experiment):
-        for value in VALUES:
-            argv = usual
-            if option in usual:
-                place = usual.index(option)
-                end = next((i for i in range(place + 1, len(usual)) if usual[i].startswith("--")), len(usual))
-                argv = usual[:place] + usual[end:]
-            argv = [*argv, option, value]
-            try:
-                ended, folders = planned(argv)
-            except Exception as error:  # what gets out is a finding, not the end of the search
-                wrong.append(f"{option} {shown(value)}: {type(error).__name__}: {error}")
-                continue
-            if ended.exit_code:
-                if ended.exit_code != 2 or not is_told_in_a_line(ended):
-                    wrong.append(f"{option} {shown(value)}: exit code {ended.exit_code}: {ended.errors[-400:]!r}")
-            elif option in NO_PART or folders != as_usual or is_default(help_text, option, value):
-                taken.append(argv)
-            else:
-                wrong.append(f"{option} {shown(value)}: it is taken and changes nothing")
-    chosen = random.Random(experiment).sample(taken, min(RUNS, len(taken)))
+    for option, value in cases(experiment):
+        argv = usual
+        if option in usual:
+            place = usual.index(option)
+            end = next((i for i in range(place + 1, len(usual)) if usual[i].startswith("--")), len(usual))
+            argv = usual[:place] + usual[end:]
+        argv = [*argv, option, value]
+        try:
+            ended, folders = planned(argv)
+        except Exception as error:  # what gets out is a finding, not the end of the search
+            wrong.append(f"{option} {shown(value)}: {type(error).__name__}: {error}")
+            continue
+        if ended.exit_code:
+            if ended.exit_code != 2 or not is_told_in_a_line(ended):
+                wrong.append(f"{option} {shown(value)}: exit code {ended.exit_code}: {ended.errors[-400:]!r}")
+        elif option in NO_PART or folders != as_usual or is_default(help_text, option, value):
+            taken.append(argv)
+        else:
+            wrong.append(f"{option} {shown(value)}: it is taken and changes nothing")
+    chosen = random.Random(f"{SEED} runs of {experiment}").sample(taken, min(RUNS, len(taken)))
     for argv in chosen:
         try:
             ended = run(argv)
@@ -112,13 +123,12 @@ def test_an_option_of_an_experiment_with_a_hostile_value(experiment, data, tmp_p
 def test_an_option_of_a_tool_with_a_hostile_value(tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = []
-    for option in options_of(tool):
-        for value in VALUES:
-            try:
-                ended = run([tool, option, value])
-            except Exception as error:
-                wrong.append(f"{option} {shown(value)}: {type(error).__name__}: {error}")
-                continue
-            if ended.exit_code and (ended.exit_code != 2 or not is_told_in_a_line(ended)):
-                wrong.append(f"{option} {shown(value)}: exit code {ended.exit_code}: {ended.errors[-400:]!r}")
+    for option, value in cases(tool):
+        try:
+            ended = run([tool, option, value])
+        except Exception as error:
+            wrong.append(f"{option} {shown(value)}: {type(error).__name__}: {error}")
+            continue
+        if ended.exit_code and (ended.exit_code != 2 or not is_told_in_a_line(ended)):
+            wrong.append(f"{option} {shown(value)}: exit code {ended.exit_code}: {ended.errors[-400:]!r}")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)

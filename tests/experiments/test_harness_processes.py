@@ -38,8 +38,7 @@ def dispatched(command: str, out: Path, *arguments: str) -> int:
 def small_networks():
     """A ResNet that compiles at once; and --shard divides it, though it is small."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny = lambda outputs, **given: images.ResNet(outputs, blocks=(1,), width=4, **given)  # noqa: E731
-        patch.setattr(images, "NETWORKS", {"resnet-8": tiny})
+        patch.setattr(images, "NETWORKS", {"resnet-8": {"blocks": (1,), "width": 4}})
         patch.setattr(mesh, "_SMALL", 8)
         yield
 

@@ -13,14 +13,16 @@ import optax
 import pytest
 from run_folders import completed, folder_in, rows, typed
 
-from envs.loaders import ImageBatch
-from experiments import images
+import experiments
+from envs.datasets import load
+from envs.loaders import ImageBatch, normalize, statistics
+from experiments import harness, images
 from experiments.harness import methods, training
 from experiments.harness.errors import UserError
 from experiments.harness.methods import NapConfig
 from experiments.harness.rivals import RivalsConfig, Setting
 from experiments.harness.run import Run
-from nap import paths
+from nap import networks, paths
 from nap.networks import Network
 
 # 20 images to train on and 6 held out, in batches of 4: epochs end within a batch, and the last held-out one is filled.
@@ -41,8 +43,7 @@ def data(tmp_path_factory) -> Path:
 def small_network():
     """A network that compiles at once."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny = lambda outputs, **given: images.ResNet(outputs, blocks=(1,), width=4, **given)  # noqa: E731
-        patch.setattr(images, "NETWORKS", {"resnet-8": tiny})
+        patch.setattr(images, "NETWORKS", {"resnet-8": {"blocks": (1,), "width": 4}})
         yield
 
 
@@ -70,6 +71,19 @@ def test_what_a_run_records(finished):
     assert all(row["eval/accuracy"] * 6 == pytest.approx(round(row["eval/accuracy"] * 6)) for row in evaluation)
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary == {"updates": 8, **{name: evaluation[-1][name] for name in ("eval/loss", "eval/accuracy")}}
+
+
+def test_the_network_that_is_loaded_or_exported_scores_as_the_last_evaluation(data, finished, tmp_path):
+    run = experiments.load(finished)
+    held_out = load(str(data))
+    inputs = normalize(held_out.test_images, statistics(held_out))
+    logits = np.asarray(run.apply(run.params, inputs), np.float64)
+    loss = np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), held_out.test_labels]
+    assert np.mean(logits.argmax(-1) == held_out.test_labels) == pytest.approx(run.summary["eval/accuracy"])
+    assert np.mean(loss) == pytest.approx(run.summary["eval/loss"], rel=1e-5)
+    assert harness.dispatch(["export", str(finished), "--out", str(tmp_path)]) == 0
+    loaded = networks.load(tmp_path)
+    np.testing.assert_allclose(jax.jit(loaded.network.apply)(loaded.params, inputs), logits, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, tmp_path, monkeypatch):
@@ -100,6 +114,14 @@ def test_the_baseline_has_batch_norm_and_free_weights(data, tmp_path):
     loaded = images.load_images(config, images.Options())
     _, rest = jax.eval_shape(images.network_of(config, loaded).init, jax.random.key(0))
     assert "stem/norm/variance" in paths.leaves(rest)
+    run = experiments.load(folder_in(tmp_path))
+    assert paths.leaves(run.rest).keys() == paths.leaves(rest).keys()
+    assert np.any(paths.leaves(run.rest)["stem/norm/mean"])  # they have been collected
+    assert harness.dispatch(["export", str(run.folder), "--out", str(tmp_path / "saved")]) == 0
+    saved = networks.load(tmp_path / "saved")
+    inputs = np.ones((2, 8, 8, 1), np.float32)
+    outputs = jax.jit(saved.network.evaluate)(saved.params, saved.rest, inputs)
+    np.testing.assert_allclose(outputs, run.apply(run.params, inputs), rtol=1e-6)
 
 
 def test_smoothed_labels_by_hand():

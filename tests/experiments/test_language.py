@@ -11,6 +11,7 @@ import optax
 import pytest
 from run_folders import completed, folder_in, rows, typed
 
+import experiments
 import nap
 from envs.loaders import Question, TextBatch, Tokenizer
 from experiments import language
@@ -76,6 +77,18 @@ def test_what_a_run_records(finished):
     assert summary["piqa/accuracy"] == choices["piqa/accuracy"]
     assert len(summary["held_out_text"]) == 64
     assert json.loads((finished / "config.json").read_text(encoding="utf-8"))["config"]["nap"]["affine"] == "regularize"
+
+
+def test_the_transformer_that_is_loaded_scores_as_the_last_evaluation(finished):
+    run = experiments.load(finished)
+    held_out = language.load(run.config, training.TrainingOptions()).data.held_out
+    sums = np.zeros(3)
+    for batch, _ in held_out.batches(held_out.start):
+        judged = language.judge(run.apply(run.params, jnp.asarray(batch.inputs)), batch)
+        sums += [np.sum(batch.weights * of) for of in (1, judged.loss, judged.correct)]
+    assert sums[0] == 38
+    assert sums[1] / 38 == pytest.approx(run.summary["eval/loss"], rel=1e-5)
+    assert sums[2] / 38 == pytest.approx(run.summary["eval/accuracy"])
 
 
 def test_a_run_stopped_within_an_epoch_and_resumed_is_the_same(data, finished, tmp_path, monkeypatch):

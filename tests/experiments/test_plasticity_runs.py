@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from run_folders import completed, folders_in, rows
 
+import experiments
 from experiments import harness, plasticity
 from experiments.harness.cores import cores_here
 from experiments.harness.methods import OptimizerConfig
+from nap import paths
 
 TINY = {"data": "digits", "tasks": 4, "epochs": 2, "examples": 40, "batch-size": 10, "hidden": (8, 7)}
 
@@ -40,6 +42,11 @@ def test_a_run_records_every_task_of_every_seed(tmp_path, capsys):
     last = np.mean([row["online_accuracy"] for row in found[-3:]])
     assert "32/32 updates" in shown.err and "left · task 4/4 · accuracy" in shown.err and f"{last:.4g}" in shown.err
     assert (folder / "DONE").exists()
+    for seed in range(3):
+        run = experiments.load(folder, seed=seed)
+        norm = np.linalg.norm(paths.leaves(run.params)["hidden/1/kernel"])  # held, and another one in each seed
+        assert norm == pytest.approx(run.records["weight_norm/hidden/1"][0], rel=1e-5)
+        assert run.apply(run.params, np.zeros((2, 64), np.float32)).shape == (2, 10)
 
 
 def test_a_grid_runs_every_cell_once(tmp_path, capsys):

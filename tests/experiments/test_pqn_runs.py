@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from run_folders import completed, folder_in, folders_in, rows, typed
 
+import experiments
 from experiments import harness, pqn
 from experiments.atari.config import FRAME_SKIP
 from experiments.harness.read import load_runs
+from nap import paths
 
 # Rollouts of 16 agent steps (64 frames), six of them, an evaluation after each three.
 TINY = {"game": "catch", "num-envs": 4, "steps": 4, "epochs": 2, "minibatches": 2, "hidden": 8, "stack": 1}
@@ -59,6 +61,20 @@ def test_each_seed_is_a_run_of_a_report(two_seeds):
     assert [(run.seed, run.problem, run.label, run.done) for run in runs] == [(s, "catch", "nap", True) for s in (0, 1)]
     assert [run.reached for run in runs] == [384, 384]
     assert all(run.layers("elr") == ["hidden", "output"] for run in runs)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_agent_of_each_seed_is_loaded(two_seeds, seed):
+    run = experiments.load(two_seeds, seed=seed)
+    assert run.config.seeds == 2 and run.records["seed"].unique().to_list() == [seed]
+    # NaP holds the norm, which is another one in each seed.
+    norm = np.linalg.norm(paths.leaves(run.params)["hidden/kernel"])
+    assert norm == pytest.approx(run.records["weight_norm/hidden"][0], rel=1e-5)
+    observations = run.stage.open(2, seed=0).reset().observation
+    values = run.apply(run.params, observations)
+    assert values.shape == (2, 3) and run.act(observations[1]) == np.argmax(values[1])
+    with pytest.raises(harness.UserError, match="the seeds 0 to 1"):
+        experiments.load(two_seeds, seed=2)
 
 
 def test_a_seed_is_the_same_alone_and_among_others(tmp_path, two_seeds):

@@ -119,7 +119,7 @@ def test_rare_readings_are_runs_of_their_own_beside_the_finished_ones(done, tmp_
     assert {of[3] for of in asked} == {2} and {of[0] for of in asked} == set(PROFILES)
     for folder in folders(tmp_path, readings=2).values():
         assert load_trace(folder)["scores"].shape[0] == len(PROFILES) == len(SCHEDULES) - 1
-    *_, lost, claims = capsys.readouterr().out.rstrip().split("\n\n")
+    *_, lost, claims, _ = capsys.readouterr().out.rstrip().split("\n\n")
     assert [line.split()[0] for line in lost.splitlines()[3:]] == list(PROFILES)
     assert claims.count("lost by 2 readings a run, above 0") == len(PROFILES)
 

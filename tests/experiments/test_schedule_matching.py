@@ -126,7 +126,8 @@ def test_function_distance_by_hand():
 def test_a_finished_command_returns_at_once_with_the_same_table(done, capsys, monkeypatch):
     monkeypatch.setattr(schedule_matching, "make_stream", lambda *_: pytest.fail("it ran again"))
     assert command(done) == 0
-    header, _, *lines = capsys.readouterr().out.splitlines()
+    header, _, *lines, _, end = capsys.readouterr().out.splitlines()
+    assert end.startswith(f"done: the table above · {done / schedule_matching.NAME} · ")
     assert header.split("  ")[0] == "variant" and "function distance" in header
     assert [line.split()[0] for line in lines] == list(METHODS)
     assert lines[0].split()[2:4] == ["0", "0"]

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_sequences import UPDATES, rows_of, run_one, tiny
+from tiny_sequences import UPDATES, assert_heads_differ, rows_of, run_one, tiny
 
+import experiments
 from agents import compiled
 from experiments import harness, sequential_atari
 from experiments.harness.catalogue import dispatch
@@ -180,6 +181,9 @@ def test_ale_games_one_after_another_resume_within_a_visit(tmp_path, monkeypatch
     assert [row["task"] for row in rows_of(folder, "eval")] == [
         task.name for task in config.sequence.tasks for _ in range(2)
     ]
+    last, first = experiments.load(folder), experiments.load(folder, task="breakout")
+    assert last.stage.task == config.sequence.tasks[1] and first.stage.task == config.sequence.tasks[0]
+    assert_heads_differ(last, first, last.saved.read("0/heads"), place=(0,))
 
 
 def test_plasticity_injection_comes_at_the_same_update_of_a_sequence_and_of_its_fresh_agents():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_sequences import TINY, UPDATES, rows_of, run_one, tiny
+from tiny_sequences import TINY, UPDATES, assert_heads_differ, rows_of, run_one, tiny
 
+import experiments
 from agents.replay import Step
 from experiments.atari import agent
 from experiments.harness.methods import OptimizerConfig
@@ -81,8 +82,11 @@ def test_heads_of_their_own_are_put_in_and_come_back():
 def test_a_task_that_is_listed_twice_is_one_task(tmp_path):
     config = tiny(tasks="moving-goals-0,switching-dim,moving-goals-0", passes=1, head="own", seeds=1)
     assert [visit.place for visit in config.sequence.visits] == [0, 1, 0]
-    everything = rows_of(run_one(config, tmp_path), "all")
-    assert [row["played"] for row in everything] == 3 * ["moving-goals-0", "switching-dim"]
+    folder = run_one(config, tmp_path)
+    assert [row["played"] for row in rows_of(folder, "all")] == 3 * ["moving-goals-0", "switching-dim"]
+    last, other = experiments.load(folder), experiments.load(folder, task="switching-dim")
+    assert (last.stage.task.name, other.stage.task.name) == ("moving-goals-0", "switching-dim")
+    assert_heads_differ(last, other, last.saved.read("0/0/2"), place=(0, 1))
 
 
 CHOICES = [

@@ -4,9 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+
 from experiments import harness, sequential_atari
 from experiments.harness.methods import OptimizerConfig
+from experiments.harness.trained import Arrays, TrainedRun
 from experiments.sequential_atari.config import Config, resolve
+from nap import paths
 
 # Two games, two passes; a visit has two iterations of 40 steps, the first 16 without an update.
 TINY = Config(
@@ -41,3 +45,11 @@ def run_one(config: Config, out: Path) -> Path:
 def rows_of(folder: Path, phase: str) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["phase"] == phase]
+
+
+def assert_heads_differ(last: TrainedRun, other: TrainedRun, bank: Arrays, place: tuple[int, ...]) -> None:
+    """Two tasks of a run are played by one network but for the output layer: the other's is at a place in a bank."""
+    ours, theirs = paths.leaves(last.params), paths.leaves(other.params)
+    assert {path for path in ours if not np.array_equal(ours[path], theirs[path])} == bank.keys()
+    for path, heads in bank.items():
+        np.testing.assert_array_equal(theirs[path], heads[place])
