@@ -61,7 +61,7 @@ def prepare(
     size: Mapping[str, Any],
     data: Mapping[str, str],
 ) -> Prepared:
-    """Makes the folder this run's, new or to be continued; it no longer says that the run has failed or diverged.
+    """Makes the folder this run's, new or to be continued; it no longer says that the run has failed.
 
     Args:
         held: the run's folder.
@@ -94,8 +94,7 @@ def prepare(
     done, told = (False, []) if fresh else _ended(folder, recorded)
     if recorded is not None and not fresh:
         _refuse_changes(folder, recorded, now["settings"], data, done)
-    for ended in (FAILED, DIVERGED):
-        (held.at / ended).unlink(missing_ok=True)
+    (held.at / FAILED).unlink(missing_ok=True)
     if recorded is None or fresh:
         about = {**identity, "hash": digest, **size, **now, "data": dict(data)}
         about |= {"command": command_line(), "started": _time_of_day()}
@@ -140,10 +139,11 @@ def may_begin(folder: Path, about: Mapping[str, Any], passed_over: list[str]) ->
 
 
 def note_resumed(held: Held, about: dict[str, Any], saved: bool) -> None:
-    """Writes down that a run goes on, and with what; `saved`: it does so from a checkpoint."""
+    """Writes down that a run goes on, and with what; it has not diverged. `saved`: it does so from a checkpoint."""
     if saved:
         about[_SAVED] = True  # if the run was killed just before it said so
     _write_config(held, about)
+    (held.at / DIVERGED).unlink(missing_ok=True)
 
 
 def note_saved(held: Held, about: dict[str, Any]) -> None:

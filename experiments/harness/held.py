@@ -40,8 +40,9 @@ class Held:
 
     def __init__(self, folder: Path, descriptor: int, lock: int) -> None:
         self.folder, self._descriptor, self._lock = folder, descriptor, lock
+        self._path = folder.absolute()  # wherever the process goes
         through = Path(f"/proc/self/fd/{descriptor}")
-        self.at = through if through.exists() else folder
+        self.at = through if through.exists() else self._path
         self._sign()
 
     def check(self) -> None:
@@ -53,12 +54,12 @@ class Held:
             FolderChanged: the folder was renamed, deleted or replaced; or another process has got the lock.
             OSError: the system does not tell.
         """
-        if not _is(self._descriptor, self.folder):
+        if not _is(self._descriptor, self._path):
             raise FolderChanged(f"{self.folder} was {self._whereabouts()}")
         if not _is(self._lock, self.at / LOCK):
-            lock = _lock(self.folder, self._descriptor, time.monotonic() + _MOMENT)
+            lock = _lock(self._path, self._descriptor, time.monotonic() + _MOMENT)
             if lock is None:
-                raise FolderChanged(f"{self.folder / LOCK} was replaced, and is held by {_holder(self.folder)}")
+                raise FolderChanged(f"{self.folder / LOCK} was replaced, and now {_holder(self._path)} has the run")
             os.close(self._lock)
             self._lock = lock
             self._sign()
@@ -74,7 +75,7 @@ class Held:
             os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def _whereabouts(self) -> str:
-        now = "" if self.at == self.folder else os.readlink(self.at)
+        now = "" if self.at == self._path else os.readlink(self.at)
         if not now:
             return "renamed, replaced or deleted while this run wrote it"
         if now.endswith(" (deleted)"):

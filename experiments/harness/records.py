@@ -106,8 +106,12 @@ class JsonLines:
 
     def _check(self) -> None:
         """Raises OSError where the file is no longer what this process wrote."""
-        ours, there = os.fstat(self._file.fileno()), self.path.stat() if self.path.exists() else None
-        if there is None or not os.path.samestat(ours, there):
+        ours = os.fstat(self._file.fileno())
+        try:
+            named = os.path.samestat(ours, os.stat(self.path))
+        except FileNotFoundError:
+            named = False
+        if not named:
             raise OSError(errno.ESTALE, f"{self.path.name} was deleted or replaced while the run wrote it")
         if ours.st_size != self._extent[0]:
             raise OSError(

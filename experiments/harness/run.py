@@ -15,7 +15,8 @@
 The folder: `config.json` (what was run, with which software), `metrics.jsonl` (the records; no wall-clock time, so
 that a run repeats bit for bit), `timings.jsonl` (everything that has wall-clock time), `events.*` (the records again,
 for TensorBoard), `checkpoints/`, `summary.json` and, once the run has ended well, `DONE`; or, where it diverged,
-`DIVERGED`. A sweep adds `output.log` and, where the run failed, `FAILED`.
+`DIVERGED`. Each checkpoint's commit and `DONE` seal how long the other files were, with checksums. `lock` says which
+process has the folder. A sweep adds `output.log` and, where the run failed, `FAILED`.
 
 Several processes that make one run together all open it, and make the same calls in the same order. The first one alone
 has the folder and shows progress; what it finds there, errors and signals reach all of them.

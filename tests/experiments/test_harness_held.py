@@ -66,7 +66,7 @@ def test_where_folders_have_no_locks_another_process_that_took_a_new_lock_is_not
         others.append(open(folder / held.LOCK, "w"))  # noqa: SIM115  # closed below
         flock(others[0], fcntl.LOCK_EX)
 
-    with pytest.raises(harness.RunStopped, match=r"lock was replaced, and is held by another process"):
+    with pytest.raises(harness.RunStopped, match=r"lock was replaced, and now another process has the run"):
         run_until(tmp_path, 3, do)
     others[0].close()
     (folder,) = (tmp_path / "counter").iterdir()

@@ -238,7 +238,9 @@ def test_a_run_that_is_begun_again_is_not_diverged_until_it_is(tmp_path):
     with pytest.raises(harness.NonFinite):
         run_in_process(tmp_path, fail_at=13)
     folder = folder_of(tmp_path)
-    with harness.open_run("counter", counter.Config(fail_at=13), harness.RunOptions(out=tmp_path), label="seed0"):
+    config = counter.Config(fail_at=13)
+    with harness.open_run("counter", config, harness.RunOptions(out=tmp_path), label="seed0") as run:
+        run.restore(counter.initial_state(config))
         assert (folder / "config.json").exists() and not (folder / "DIVERGED").exists()
 
 
