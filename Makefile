@@ -9,7 +9,7 @@ ready_to_run := $(VENV)/.ready-to-run-$(notdir $(PYTHON))
 ready_to_test := $(VENV)/.ready-to-test-$(notdir $(PYTHON))
 demo := $(run) -m experiments atari --preset demo
 
-.PHONY: demo test soak cluster lint bench clean
+.PHONY: demo test soak fuzz cluster lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(ready_to_run)  ## DQN on Pong with and without NaP, then a report
@@ -22,6 +22,9 @@ test: $(ready_to_test)  ## the whole test suite
 
 soak: $(ready_to_test)  ## runs that are killed again and again; minutes
 	$(run) -m pytest -m soak
+
+fuzz: $(ready_to_test)  ## hostile values, seeded (NAP_FUZZ_SEED) and bounded (NAP_FUZZ_CASES); minutes
+	$(run) -m pytest -m fuzz $(PYTEST_ARGS)
 
 cluster: $(ready_to_test)  ## sweeps on Ray and SLURM, started here (apt install slurmctld slurmd munge)
 	$(run) -m pip install --quiet --constraint constraints.txt --editable '.[ray,slurm]'

@@ -36,7 +36,7 @@ class RunOptions:
 class DeviceOptions(RunOptions):
     """What an experiment takes besides, if a run of it can be spread over several devices."""
 
-    devices: Annotated[int | None, at_least(1)] = None
+    devices: int | None = None
     """Devices that share each batch; if not given, one, or all that several processes have. The result differs by
     rounding only; a run may go on with another number."""
     coordinator: str = ""
@@ -48,7 +48,7 @@ class DeviceOptions(RunOptions):
     """With --coordinator host:port: which of them this is, from 0."""
 
 
-_LONGEST_WORD, _ENDS_OF_A_WORD = 200, 40  # of an error; what is longer is shown by its ends
+_LONGEST_WORD, _ENDS_OF_A_WORD, _LONGEST_LINE = 200, 40, 500  # of an error; what is longer is shown by its ends
 _OF_A_PROCESS = ("out", "process", "profile")
 """The options that processes which run together need not have in common."""
 
@@ -262,7 +262,9 @@ def _in_a_line(message: str, options_type: Any) -> str:
     told = [part for part in parts[:-1] or parts if part and not part.startswith("Argument helptext")]
     if unknown := re.match(r"Unrecognized options: (-[^\s,=]+)", told[0]):
         return _unknown_option(unknown[1], options_type)
-    return re.sub(r"^Error parsing (config\S*: )?", "", "; ".join(told))
+    said = re.sub(r"^Error parsing (config\S*: )?", "", "; ".join(told))
+    # In its frame, the parser breaks long words.
+    return said if len(said) <= _LONGEST_LINE else f"{said[: _LONGEST_LINE // 2]} ... {said[-_LONGEST_LINE // 2 :]}"
 
 
 def _unknown_option(name: str, options_type: Any) -> str:

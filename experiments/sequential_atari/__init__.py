@@ -116,7 +116,8 @@ def _run(config: Config, opened: harness.Run) -> None:
     # Games in JAX have their seeds side by side, and none is made before all are known to fit.
     host = None if config.in_jax else OnTheHost(config, span)
     needs = functools.partial(memory_needed, span, *(shape_in_jax(config) if host is None else host.shape))
-    remedy = what_fits(config, needs, [*sized(config), *([Sized("seeds")] if config.in_jax else [])])
+    more = [Sized("seeds"), Sized("evaluation_episodes")] if config.in_jax else []
+    remedy = what_fits(config, needs, [*sized(config), *more])
     opened.progress.say(require_memory(needs(config), jax.local_devices()[0], remedy))
     player = host or InJax(config, span)
     begun = player.init()

@@ -141,7 +141,7 @@ def memory_needed(span: Span, num_actions: int, observation: tuple[int, ...], co
     """What replay, networks and a batch take of a device's memory at least.
 
     Games in JAX have those of all seeds that share the device; on a CPU twice, as XLA's loop over the seeds does not
-    work in place.
+    work in place. And they are evaluated in as many environments as there are episodes.
     """
     made = _make(config, span, num_actions, observation)
 
@@ -150,15 +150,18 @@ def memory_needed(span: Span, num_actions: int, observation: tuple[int, ...], co
         return state.agent, state.replay, fresh_heads(config, made.network, key)
 
     agent, replay, heads = jax.eval_shape(begin, jax.random.key(0))
-    copies = 1
+    copies, evaluations = 1, 0
     if config.in_jax:
-        seeds = Seeds(config.seeds)
+        seeds, task = Seeds(config.seeds), config.sequence.tasks[0]
         copies = seeds.in_memory * (2 if jax.default_backend() == "cpu" else 1)
+        playing = jax.eval_shape(atari.environment_of(task.make()).start, jax.random.key(0))
+        evaluations = seeds.at_once * config.evaluation_episodes * bytes_of(playing)
     sequence = (STACK + config.ingredients.n_step) * math.prod(observation[1:])  # one byte a pixel
     return {
         "replay": copies * bytes_of(replay),
         "networks and optimizers": copies * bytes_of((agent, heads)),
         "a batch": config.batch_size * sequence,
+        **({"evaluations": evaluations} if config.in_jax else {}),
     }
 
 

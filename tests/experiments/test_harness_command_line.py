@@ -5,12 +5,14 @@ import enum
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import counter
 import jax
 import pytest
 
 from experiments import harness
+from experiments.harness.bounds import read_if
 from experiments.harness.catalogue import catalogue, listing
 from experiments.harness.identity import config_hash, difference, folder_name, plain
 
@@ -81,7 +83,12 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, line, capsys):
     ("argv", "words"),
     [
         (["--iteratons", "3"], "'--iteratons' is not an option; did you mean '--iterations'?"),
-        (["--rows", "many"], "--rows: invalid literal for int() with base 10: 'many'"),
+        (["--rows", "many"], "--rows: invalid literal for int() with base 10: 'many'\n"),
+        (["--rows", "1e20"], "--rows: invalid literal for int() with base 10: '1e20'\n"),
+        (["--rows", "1" + "0" * 400], "--rows (a number of some 400 digits): it must be at most 2147483647\n"),
+        (["--rate", "nan"], "--rate nan: it must be finite\n"),
+        (["--out", "~nobody-here/x"], "--out ~nobody-here/x: there is no home folder ~nobody-here\n"),
+        (["--preset", "--out", "x"], "Missing value for argument '--preset'"),
         (["--rows"], "Missing value for argument '--rows'"),
         (["positional"], "Unrecognized options: positional"),
     ],
@@ -238,6 +245,40 @@ def test_a_configuration_as_plain_values():
     assert plain(Wide()) == {"rate": 1.0, "sizes": [32, 64], "colour": "RED", "folder": "data/x", "name": None}
     with pytest.raises(TypeError, match="not function"):
         plain({"act": test_a_configuration_as_plain_values})
+
+
+def test_a_folders_name_is_one_that_file_systems_allow():
+    long, longer = "a" * 246, "a" * 247
+    assert folder_name(long, "1a2b3c4d") == f"{long}-1a2b3c4d", "what could be made before keeps its name"
+    assert folder_name(longer, "1a2b3c4d") == f"{'a' * 100}-1a2b3c4d"
+    assert folder_name("ü" * 300 + "nap", "1a2b3c4d") == "nap-1a2b3c4d"
+    assert folder_name("nap " * 100, "1a2b3c4d") == "-".join(["nap"] * 25) + "-1a2b3c4d"
+
+
+def test_a_word_of_an_error_is_no_longer_than_a_line_but_for_paths(capsys):
+    harness.print_error(ValueError("x" * 5000 + " is wrong in /" + "y" * 300))
+    said = capsys.readouterr().err
+    assert said == f"error: {'x' * 40}...{'x' * 40} is wrong in /{'y' * 300}\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Picky:
+    """A configuration with an option that is not always read."""
+
+    seed: int = 0
+    network: str = "mlp"
+    channels: Annotated[int, read_if(lambda config: config.network == "cnn", "--network cnn")] = 16
+
+
+def test_what_nothing_reads_is_told_once_and_the_run_goes_on(capsys):
+    def went(*argv: str) -> str:
+        options = {"name": "picky", "description": None, "presets": {"small": Picky(channels=8)}}
+        assert harness.run_command(lambda *_: None, Picky, argv, **options) == 0
+        return capsys.readouterr().err
+
+    assert went("--preset", "small") == went("--channels=4", "--network", "cnn") == ""
+    assert went("--channels=4") == "note: --channels is not read here: it is for --network cnn\n"
+    assert went("--channels=5") == "", "once is enough in a process: a grid has many cells"
 
 
 def test_the_folder_name_keeps_to_plain_letters():

@@ -101,6 +101,15 @@ def test_what_two_commands_share_belongs_to_the_first(tmp_path):
             "no-dubble = false: '--no-dubble' is not an option; did you",
         ),
         ('experiment = "plasticity"\n[fixed]\ndata = "digts"', "digts"),
+        ('experiment = "atari"\n[fixed]\ngame = ["catch", "--fresh"]', "game = '--fresh': a value can't look like"),
+        (
+            'experiment = "atari"\n[grid]\ngame = ["catch", "--out=there"]',
+            "game = '--out=there': a value can't look like",
+        ),
+        ('experiment = "atari"\n[[cell]]\nagent = "-h"', "agent = '-h': a value can't look like"),
+        ('experiment = "atari"\n[fixed]\n"fresh=" = "True"', "'fresh=' is not an option's name"),
+        ('experiment = "atari"\n[fixed]\nlr = nan', "--lr nan: it must be at least 0, and finite"),
+        ('experiment = "plasticity"\n[fixed]\nstream = ""', "--stream: '' is not a stream"),
     ],
 )
 def test_a_mistake_anywhere_is_one_line_and_nothing_has_started(text, words, tmp_path, capsys, monkeypatch):
@@ -130,6 +139,35 @@ def test_true_and_false_mean_what_they_say(tmp_path):
     ]
     text = 'experiment = "plasticity"\n[fixed]\ntasks = 2\nreset-head = true'
     assert arguments(plan(written(tmp_path, text), [])) == ["plasticity --tasks 2 --reset-head True"]
+
+
+def test_a_negative_number_is_a_value(tmp_path):
+    text = 'experiment = "plasticity"\n[fixed]\nstream = "growing-offset"\ntasks = 2\ngrowth = -1.5\nmethod = "none"'
+    assert arguments(plan(written(tmp_path, text), [])) == [
+        "plasticity --stream growing-offset --tasks 2 --growth -1.5 --method none"
+    ]
+
+
+def test_home_is_found_in_a_study_and_behind_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    text = 'experiment = "plasticity"\n[fixed]\ntasks = 2\ndata = "digits"\nout = "~/runs"'
+    (job,) = plan(written(tmp_path, text), [])
+    assert job.folders[0].parent == tmp_path / "runs" / "plasticity"
+    (again,) = plan("plasticity", ["--tasks", "2", "--data", "digits", "--out=~/runs"])
+    assert again.folders == job.folders
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([f"--lr={i}" for i in range(400)] + [f"--seed={i}" for i in range(400)], "160,000 combinations"),
+        (["--seeds", "1000000"], "--seeds 1000000: a sweep has at most 100,000 runs"),
+    ],
+)
+def test_more_runs_than_can_be_planned_are_refused_at_once(argv, words):
+    with pytest.raises(harness.UserError, match=words):
+        plan("atari", ["--game", "catch", *argv])
 
 
 def test_options_are_set_anew():

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from experiments.harness.bounds import at_least
 from experiments.harness.errors import UserError
-from experiments.harness.jobs import Job
+from experiments.harness.jobs import MOST_JOBS, Job
 
 Name = Literal["here", "pool", "slurm", "ray"]
 
@@ -26,7 +26,7 @@ class Options:
     launcher: Name = "here"
     """here: one after another, in this process; pool: processes on this machine; slurm: an array of jobs, through
     submitit; ray: tasks."""
-    workers: Annotated[int, at_least(0)] = 0
+    workers: Annotated[int, at_least(0, most=MOST_JOBS)] = 0
     """At most so many runs at once. 0: pool: one a GPU, or one a core where there is no GPU; slurm: no limit."""
     cpus: Annotated[int, at_least(1)] = 1
     """Cores of a run (slurm, ray)."""
