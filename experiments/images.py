@@ -100,13 +100,14 @@ class Config:
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
 
 
+_OF_FILES = read_if(lambda command: _is_files(command.config), "image files")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options(TrainingOptions):
     """What the experiment takes beside its configuration."""
 
-    loaders: Annotated[
-        int, at_least(0, most=1024), read_if(lambda command: _is_files(command.config), "image files")
-    ] = 0
+    loaders: Annotated[int, at_least(0, most=1024), _OF_FILES] = 0
     """Processes that decode image files, about one a core; 0: this one decodes."""
 
 
