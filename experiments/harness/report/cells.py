@@ -124,6 +124,38 @@ def make_cells(runs: Sequence[LoadedRun]) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.problem, method_order(cell.label), cell.lr))
 
 
+def least_of(cells: Sequence[Cell], metric: Metric) -> float | None:
+    """The worst that a seed of one stream scored in any scored task, of those that have not diverged; None without."""
+    sound = [
+        values for cell in cells for seed, values in cell.scores(metric.online).items() if seed not in cell.diverged
+    ]
+    known = np.concatenate([np.zeros(0), *sound])
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return None
+    return float(known.min() if metric.higher_is_better else known.max())
+
+
+def counting_diverged(cell: Cell, cells: Sequence[Cell], metric: Metric, least: float) -> dict[int, float]:
+    """For each seed the average over scored tasks, where a seed that has diverged scores `least` without a value.
+
+    Args:
+        cell: the seeds.
+        cells: all of its stream: the tasks that any of them has completed are those that a diverged seed has, too.
+        metric: what is averaged.
+        least: see `least_of`.
+    """
+    places = np.unique(np.concatenate([each.matrix(metric.online, scored=True)[0] for each in cells]))
+    averages = cell.averages(metric.online)
+    known, values = cell.matrix(metric.online, scored=True)
+    for seed, of_seed in zip(cell.tables, values, strict=True):
+        if seed in cell.diverged:
+            at_places = np.full(places.size, np.nan)
+            at_places[np.searchsorted(places, known)] = of_seed
+            averages[seed] = float(np.where(np.isfinite(at_places), at_places, least).mean())
+    return averages
+
+
 def metric_of(cells: Iterable[Cell]) -> Metric:
     """Accuracy, or the loss where none of the runs has an accuracy: a regression."""
     return ACCURACY if any(cell.averages(ACCURACY.online) for cell in cells) else LOSS

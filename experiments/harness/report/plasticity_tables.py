@@ -11,12 +11,14 @@ from experiments.harness.report.cells import (
     average,
     baseline_of,
     choose,
+    counting_diverged,
     difference,
+    least_of,
     metric_of,
 )
 from experiments.harness.report.page import bold_if_apart, bracketed, diverged_by, row, signed, table, text
 from experiments.harness.report.plasticity_figures import by_problem
-from experiments.harness.statistics import Interval
+from experiments.harness.statistics import Interval, paired_difference, stratified_bootstrap
 
 
 def results(chosen: Sequence[Cell]) -> list[str]:
@@ -67,6 +69,7 @@ def _stream(cells: Sequence[Cell]) -> str:
     metric, baseline = metric_of(cells), baseline_of(cells)
     has_test = any(cell.averages("test_accuracy") for cell in cells)
     all_done = all(run.done for cell in cells for run in cell.runs)
+    counted = _counting_diverged(cells, metric, baseline)
     ends = [(metric.online, _words(metric), metric is ACCURACY)]
     ends += [("accuracy", "accuracy at a task's end (%)", True)] if metric is ACCURACY else []
     ends += [("loss", "loss at a task's end", False)]
@@ -92,7 +95,30 @@ def _stream(cells: Sequence[Cell]) -> str:
             *([] if all_done else [_state(cell)]),
         ]
         rows.append(row(head, shown))
-    return table(head, rows)
+    return table(head, rows) + counted
+
+
+def _counting_diverged(cells: Sequence[Cell], metric: Metric, baseline: Cell) -> str:
+    """The average scores of one stream with the seeds that have diverged; "" where none has, or no other has any."""
+    least = least_of(cells, metric)
+    if least is None or not any(cell.diverged for cell in cells):
+        return ""
+    head = [("method", False), (f"average {_words(metric)}", True), (f"difference to {baseline.label}", True)]
+    head.append(("seeds", True))
+    scores = {cell.label: counting_diverged(cell, cells, metric, least) for cell in cells}
+    theirs, rows = scores[baseline.label], []
+    for cell in cells:
+        ours = scores[cell.label]
+        found = stratified_bootstrap(np.array(list(ours.values()))) if ours else None
+        apart = paired_difference(ours, theirs) if ours.keys() & theirs.keys() else None
+        against = "baseline" if cell is baseline else _difference(apart, metric)
+        rows.append(row(head, [text(cell.label), _interval(found, metric), against, _seeds(cell)]))
+    words = (
+        "Above, a seed that diverged is left out, which flatters the method. Here it scores, in each task without a "
+        f"value, as badly as any other seed on this stream did in its worst task: {_value(least, metric is ACCURACY)}"
+        f"{' %' if metric is ACCURACY else ''}."
+    )
+    return f"<p>{words}</p>{table(head, rows)}"
 
 
 def _rate_cell(cell: Cell | None, metric: Metric, chosen: Sequence[Cell]) -> str:

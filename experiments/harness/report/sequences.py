@@ -135,6 +135,7 @@ def _study(scores: Scores, looks: Palette) -> list[str]:
         tables.averages(scores),
         *tables.effects(scores),
         _how(scores),
+        *_counting_diverged(scores),
         "<h3>Scores, task by task</h3>",
         tables.tasks(scores),
         f"<p class='note'>Mean returns of an episode, raw{brackets}. 0 % and 100 % are the ends of the scale on which "
@@ -142,6 +143,23 @@ def _study(scores: Scores, looks: Palette) -> list[str]:
     ]
     return parts + [
         figure(heading, plot, looks, f"{caption} {seeds}") for heading, (plot, caption) in _plots(scores).items()
+    ]
+
+
+def _counting_diverged(scores: Scores) -> list[str]:
+    """The same tables with diverged seeds; nothing where there are none."""
+    if not any(method.any_diverged for method in scores.study.methods):
+        return []
+    counting = Scores(scores.study, counts_diverged=True)
+    words = (
+        "Above, a seed has no score from where it diverged: an average is over the others, or over fewer visits. Here "
+        "it scores 0 % from there on, and a fresh agent that diverged does, too (forgetting is as above)."
+    )
+    return [
+        "<h3>Scores, a diverged seed counted as random play</h3>",
+        tables.averages(counting),
+        *tables.effects(counting),
+        f"<p class='note'>{words}</p>",
     ]
 
 

@@ -56,9 +56,12 @@ class Scores:
 
     Attributes:
         study: the study.
+        counts_diverged: whether a seed that has diverged scores 0 %, as at random play, from that visit on; otherwise
+            it has no score there, and averages are over the others.
     """
 
     study: Study
+    counts_diverged: bool = False
 
     @functools.cached_property
     def scales(self) -> Mapping[Task, Scale]:
@@ -99,13 +102,11 @@ class Scores:
 
     def transfer(self, method: Method) -> Items:
         """The mean over the evaluations of each task's first visit - over a fresh agent's; not of the very first."""
+        firsts = [visit for visit in self.study.nth(0) if visit.number > 0]
+        areas = {visit.task: self._counted(method, visit, _areas(method.curves(visit), visit.task)) for visit in firsts}
         return {
-            visit.task: _minus(
-                self._normalised(visit.task, _areas(method.curves(visit), visit.task)),
-                self._normalised(visit.task, _areas(method.fresh_curves(visit.task), visit.task)),
-            )
-            for visit in self.study.nth(0)
-            if visit.number > 0
+            task: _minus(of, self._fresh_counted(method, task, _areas(method.fresh_curves(task), task)))
+            for task, of in areas.items()
         }
 
     def forgetting(self, method: Method) -> Items:
@@ -122,10 +123,23 @@ class Scores:
         return lost
 
     def _score(self, method: Method, visit: Visit) -> BySeed:
-        return self._normalised(visit.task, ends_of(method.curves(visit), visit.task.frames))
+        return self._counted(method, visit, ends_of(method.curves(visit), visit.task.frames))
 
     def _fresh(self, method: Method, task: Task) -> BySeed:
-        return self._normalised(task, ends_of(method.fresh_curves(task), task.frames))
+        return self._fresh_counted(method, task, ends_of(method.fresh_curves(task), task.frames))
+
+    def _counted(self, method: Method, visit: Visit, returns: BySeed) -> BySeed:
+        """Returns of a visit in percent, and 0 for the seeds that had diverged by its end, if they count."""
+        lost = method.lost(visit, len(self.study.sequence.visits)) if self.counts_diverged else ()
+        return self._with_zeros(visit.task, returns, lost)
+
+    def _fresh_counted(self, method: Method, task: Task, returns: BySeed) -> BySeed:
+        return self._with_zeros(task, returns, method.fresh_diverged(task) if self.counts_diverged else ())
+
+    def _with_zeros(self, task: Task, returns: BySeed, seeds: Iterable[int]) -> BySeed:
+        if task not in self.scales:
+            return {}
+        return {**dict.fromkeys(seeds, 0.0), **self._normalised(task, returns)}
 
     def _normalised(self, task: Task, scores: BySeed) -> BySeed:
         """Scores in percent; empty without a scale."""

@@ -16,6 +16,8 @@ from experiments.harness.read import LoadedRun, method_order, option
 # Runs that differ in nothing else are seeds of one method, on a sequence or on one of its tasks alone.
 _ON_WHAT = ("tasks", "passes", "frames", "seed", "seeds")
 
+_MOST_PASSES = 10_000  # all of their visits are listed
+
 BySeed = Mapping[int, float]
 
 
@@ -73,6 +75,18 @@ class Method:
     def diverged(self) -> dict[int, int]:
         """Of each seed that has diverged, the first visit, from 0, with an evaluation without a return, or its last."""
         return _diverged(self.runs)
+
+    def lost(self, visit: Visit, visits: int) -> list[int]:
+        """The seeds that had diverged by the end of a visit, as far as the others have come.
+
+        Args:
+            visit: one of the sequence's.
+            visits: how many it has; where all seeds have diverged, all of them count.
+        """
+        done = self.completed([visit])
+        alive = [seed for seed in self.runs if seed not in self.diverged]
+        counts = any(done[seed] for seed in alive) if alive else visit.number < visits
+        return [seed for seed, number in self.diverged.items() if counts and number <= visit.number]
 
     def fresh_diverged(self, task: Task) -> list[int]:
         """The seeds whose fresh agents have diverged."""
@@ -235,6 +249,8 @@ def _settings(run: LoadedRun) -> tuple[tuple[str, str], ...]:
 def _sequence_of(run: LoadedRun) -> sequence.Sequence:
     tasks, frames, passes = run.setting("tasks", str), run.setting("frames", int), run.setting("passes", int)
     try:
+        if not 1 <= passes <= _MOST_PASSES:
+            raise ValueError(f"passes is {passes}, and must lie in 1 to {_MOST_PASSES:,}")
         found = sequence.Sequence(sequence.parse_tasks(tasks, frames), passes)
         last = run.records["visit"].max() if "visit" in run.records.columns else 1
         if not isinstance(last, int) or not 1 <= last <= len(found.visits):

@@ -86,6 +86,11 @@ class Arm:
         return stratified_bootstrap(np.array(finals)) if finals else None
 
     @property
+    def diverged(self) -> list[int]:
+        """The seeds whose run ended as its loss was no finite number any more."""
+        return [run.seed for run in self.runs if run.diverged_at is not None]
+
+    @property
     def loss(self) -> float:
         """The mean of the last held-out losses; infinite where a seed has none."""
         finals = self.finals(_LOSS)
@@ -217,11 +222,45 @@ def _results(chosen: Sequence[Arm]) -> str:
         f"seeds in brackets, differences seed by seed, bold where the interval leaves 0 out. "
         f"{caution(min(len(arm.runs) for arm in chosen))}"
     )
-    return f"{table(head, rows)}<p class='note'>{note}</p>"
+    return f"{table(head, rows)}<p class='note'>{note}</p>{_counting_diverged(chosen, baseline)}"
+
+
+def counting_diverged(chosen: Sequence[Arm], name: str = _LOSS) -> list[dict[int, float]]:
+    """For each arm the last values by seed; of a seed that has diverged the largest of any evaluation of one that has
+    not. Empty where no seed has diverged, or none has not.
+    """
+    known = [y for arm in chosen for run in arm.runs if run.seed not in arm.diverged for y in run.series(name)[1]]
+    if not known or not any(arm.diverged for arm in chosen):
+        return []
+    return [dict.fromkeys(arm.diverged, max(known)) | arm.finals(name) for arm in chosen]
+
+
+def _counting_diverged(chosen: Sequence[Arm], baseline: Arm) -> str:
+    """The held-out losses with the seeds that have diverged; "" where there are none."""
+    losses = counting_diverged(chosen)
+    if not losses:
+        return ""
+    head = [("method", False), ("held-out loss", True), (f"difference to {baseline.label}", True), ("seeds", True)]
+    theirs, rows = losses[chosen.index(baseline)], []
+    for arm, ours in zip(chosen, losses, strict=True):
+        found = bracketed(stratified_bootstrap(np.array(list(ours.values()))) if ours else None, short)
+        against = "baseline" if arm is baseline else _apart(ours, theirs, 1)
+        lost = len(arm.diverged)
+        rows.append(
+            row(head, [text(arm.label), found, against, f"{len(ours)} ({lost} diverged)" if lost else str(len(ours))])
+        )
+    words = (
+        "Above, a seed that diverged is left out, which flatters the method. Here its loss is the largest that any "
+        "evaluation of the other seeds had."
+    )
+    return f"<p>{words}</p>{table(head, rows)}"
 
 
 def _difference(arm: Arm, baseline: Arm, name: str, factor: float) -> str:
-    ours, theirs = arm.finals(name), baseline.finals(name)
+    return _apart(arm.finals(name), baseline.finals(name), factor)
+
+
+def _apart(ours: Mapping[int, float], theirs: Mapping[int, float], factor: float) -> str:
     if not ours.keys() & theirs.keys():
         return "–"
     found = paired_difference(ours, theirs)
