@@ -17,7 +17,7 @@ from envs.fingerprints import of_dataset
 from envs.loaders import byte_tokenizer, fingerprint, load_text, tokenize, unread_files
 from envs.loaders.sequences import cut
 from envs.loaders.text import STANDARD_LIBRARY
-from experiments.harness.bounds import A_PATH, at_least
+from experiments.harness.bounds import A_PATH, at_least, check_bounds
 from experiments.harness.data import refused, say_unread
 from experiments.harness.errors import UserError
 from nap.layers import Output, identity
@@ -95,6 +95,7 @@ def load_problem(problem: Problem) -> tuple[Problem, Task]:
     Raises:
         UserError: the data are not there, or a value makes no sense.
     """
+    check_bounds(problem)
     of_text = problem.task == "text"
     problem = dataclasses.replace(problem, data=problem.data or (STANDARD_LIBRARY if of_text else default_name()))
     task = (_text if of_text else _images)(problem)

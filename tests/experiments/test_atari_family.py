@@ -264,6 +264,7 @@ def test_a_game_that_needs_a_package_says_so_before_anything_runs(tmp_path, monk
 def test_several_games_are_run_one_after_another(tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(atari, "_run", lambda config, *_: played.append((config.game, config.games, config.seed)))
+    monkeypatch.setattr(harness, "tell_end", lambda *_, **__: None)
     assert dispatch(arguments(tmp_path, games="pong,ALE/Breakout-v5", seeds=2)) == 0
     assert played == [("pong", "", 0), ("breakout", "", 0), ("pong", "", 1), ("breakout", "", 1)]
     assert len(list((tmp_path / "atari").iterdir())) == 4

@@ -101,8 +101,8 @@ def test_the_best_peak_by_hand(others):
     ("problem", "words"),
     [
         (Problem(data="digitz"), "nearest: digits"),
-        (Problem(data="digits", hidden=(8, 0)), "--hidden 8 0: widths of 1 or more"),
-        (Problem(data="digits", label_noise=1.0), "--label-noise 1: it must be at least 0 and below 1"),
+        (Problem(data="digits", hidden=(8, 0)), "--hidden 8 0: it must be at least 1"),
+        (Problem(data="digits", label_noise=1.0), "--label-noise 1.0: it must be at least 0 and below 1"),
         (Problem(data="digits", batch_size=1501), "--batch-size 1501: from 1 to the 1500 training images of digits"),
     ],
 )

@@ -176,8 +176,7 @@ def test_a_file_at_fault_is_named_once(tmp_path, monkeypatch, capsys):
 def test_data_that_turn_out_to_be_damaged_in_the_middle_of_training(tmp_path, monkeypatch, capsys):
     """One line, and what is saved stays: the same command goes on once the data can be read."""
     path = write_images(tmp_path / "mine.npz")
-    tiny = lambda outputs, **named: images.ResNet(outputs, blocks=(1,), width=4, **named)  # noqa: E731
-    monkeypatch.setattr(images, "NETWORKS", {"resnet-8": tiny})
+    monkeypatch.setattr(images, "NETWORKS", {"resnet-8": {"blocks": (1,), "width": 4}})
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     sizes = {"data": path, "updates": 6, "batch-size": 4, "evaluations": 1, "log-every": 2}
     arguments = [*completed((), sizes), "--out", str(tmp_path / "runs")]

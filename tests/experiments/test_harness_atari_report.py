@@ -237,7 +237,8 @@ def test_an_experiment_without_a_choice_of_agents_is_one_itself(tmp_path):
     (nap,) = tmp_path.rglob("*-nap-*/config.json")
     about = json.loads(nap.read_text(encoding="utf-8"))
     nap.write_text(
-        json.dumps(about | {"experiment": "pqn", "config": {"game": "pong", "method": "nap"}}), encoding="utf-8"
+        json.dumps(about | {"experiment": "pqn", "config": {"game": "pong", "method": "nap"}, "hash": None}),
+        encoding="utf-8",
     )
     assert atari.labels(load_runs([tmp_path])) == ["none (agent double-dqn)", "nap (agent pqn)"]
 

@@ -188,7 +188,7 @@ def test_the_plan_is_one_command(tmp_path):
     ("budgets", "changes", "words"),
     [
         ((40, 20), {}, "--budgets 40 20: budgets must be increasing"),
-        ((0, 20), {}, "--budgets 0 20: a budget must be a whole number of updates from 1"),
+        ((0, 20), {}, "--budgets 0 20: it must be at least 1"),
         ((), {"seed": -1}, "--seed -1"),
         ((), {"bigram_tokens": 3}, "--bigram-tokens 3: it must be at least 4"),
         ((), {"hidden": (), "method": "nap"}, "--method nap: without a hidden layer there is nothing to normalize"),

@@ -159,7 +159,7 @@ def test_an_option_that_is_given_twice_is_an_axis_of_the_plan(tmp_path):
         ("lr", 0, "--lr 0: it must be above 0; for sgd try 1"),
         ("peaks", -1, "--peaks -1.0: it must be above 0"),
         ("updates", 19, "--updates 19: it must be at least 20"),
-        ("smooth", 2, "--smooth 2: a share of the run"),
+        ("smooth", 2, "--smooth 2.0: it must lie in 0 to 1"),
         ("seed", -1, "--seed -1"),
         ("label_noise", 1, "--label-noise 1"),
         ("data", "digitz", "nearest: digits"),

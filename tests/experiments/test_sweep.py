@@ -339,7 +339,7 @@ def test_cores_are_given_back():
         (["--status", "study.toml"], "error: --status: the study comes first: "),
         (["study.toml"], "error: the study study.toml cannot be read: No such file"),
         (["atari", "--cpus", "2"], "error: --cpus: --launcher here has no use for it; it is for slurm and ray"),
-        (["atari", "--launcher", "pool", "--workers", "-1"], "error: --workers -1: it must be at least 0"),
+        (["atari", "--launcher", "pool", "--workers", "-1"], "error: --workers -1: it must lie in 0 to 100000"),
         (["atari", "--launcher", "ray", "--cpus", "0"], "error: --cpus 0: it must be at least 1"),
         (["atari", "--launcher", "slrm"], "error: invalid choice 'slrm' for argument '--launcher'"),
         (["atari", "pong"], "error: Unrecognized options: pong"),

@@ -43,7 +43,7 @@ def test_an_option_of_sbatch_without_a_value_is_a_flag(tmp_path, monkeypatch):
         def map_array(self, task, jobs):
             return [types.SimpleNamespace(job_id="7_0") for _ in jobs]
 
-    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor))
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor, __spec__=True))
     options = launchers.Options(launcher="slurm", sbatch=("exclusive", "qos=low", "comment=a=b"))
     launchers.check(options)
     launchers.launch([Job(("run",), (tmp_path / "x" / "run",), ROOT)], options)

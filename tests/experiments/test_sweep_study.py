@@ -191,7 +191,8 @@ def test_a_run_lies_where_the_plan_says(module, argv, jobs, tmp_path, monkeypatc
     ran = []
     monkeypatch.setattr(plasticity, "_run", lambda config, stream, opened: ran.append(opened.folder))
     monkeypatch.setattr(scoreboard, "scoreboard", lambda folders: "")
-    monkeypatch.setattr(schedule_matching, "_run", lambda config, opened, free: ran.append(opened.folder))
+    monkeypatch.setattr(schedule_matching, "_run", lambda config, data, opened, free: ran.append(opened.folder))
+    monkeypatch.setattr(harness, "tell_end", lambda *_, **__: None)
     monkeypatch.setattr(schedule_matching, "load_trace", lambda folder: {})
     monkeypatch.setattr(schedule_matching, "_table", lambda summaries: "")
     monkeypatch.setattr(harness.Run, "summary", {})
