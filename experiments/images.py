@@ -64,6 +64,11 @@ CROPPED = ("cifar10", "cifar100")
 FILES = "imagenet"
 
 
+# Here, since what stands in an annotation does not see this module's names when it is called.
+_OF_FILES = read_if(lambda config: _is_files(config), "image files")
+_IN_MEMORY = read_if(lambda config: not _is_files(config), "images that are no files of their own")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Images, a network and a method."""
@@ -82,13 +87,10 @@ class Config:
     """Length of the run."""
     label_smoothing: Annotated[float, at_least(0, below=1)] = 0.0
     """Share of each label that is spread evenly over all classes."""
-    augmentation: Annotated[
-        Literal["auto", "none", "crop-and-flip"],
-        read_if(lambda config: not _is_files(config), "images that are no files of their own"),
-    ] = "auto"
+    augmentation: Annotated[Literal["auto", "none", "crop-and-flip"], _IN_MEMORY] = "auto"
     """crop-and-flip: crops out of 4 black pixels around the image, half of them mirrored; auto: for cifar only. Image
     files always have crops of all shapes."""
-    image_size: Annotated[int, at_least(8), read_if(lambda config: _is_files(config), "image files")] = 224
+    image_size: Annotated[int, at_least(8), _OF_FILES] = 224
     """Rows and columns of image files once they are cropped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; weights are float32."""
@@ -100,14 +102,14 @@ class Config:
     rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
 
 
-_OF_FILES = read_if(lambda command: _is_files(command.config), "image files")
+_LOADED = read_if(lambda command: _is_files(command.config), "image files")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(TrainingOptions):
     """What the experiment takes beside its configuration."""
 
-    loaders: Annotated[int, at_least(0, most=1024), _OF_FILES] = 0
+    loaders: Annotated[int, at_least(0, most=1024), _LOADED] = 0
     """Processes that decode image files, about one a core; 0: this one decodes."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from made_up_runs import LAYERS, Config, PlasticityConfig, make_plasticity_run, make_run, make_runs
 from PIL import Image
+from run_folders import unseal
 
 from experiments import report
 from experiments.harness import UserError, exit_code_of
@@ -186,6 +187,7 @@ def test_numbers_that_are_missing_or_constant_do_not_stop_it(tmp_path):
     for row in rows:
         row.update({name: None for name in row if name.startswith(("train/", "dormant", "loss"))})
         row.update({name: 0.0 for name in row if name.startswith(("elr/", "weight_norm/head"))})
+    unseal(folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_report([folder])
     shutil.copytree(folder, tmp_path / "bare")
@@ -210,6 +212,7 @@ def test_returns_are_thinned_out_by_the_number_of_their_episodes(tmp_path):
     trained = [{"train/return": [0.0, 4.0, None][i % 3], "train/episodes": [1, 3, 0][i % 3]} for i in range(1800)]
     rows = [{"phase": "train", "updates": i, **of} for i, of in enumerate(trained)]
     rows += [{"phase": "eval", "updates": i, "eval/return": 1.5, "eval/episodes": 2} for i in range(900)]
+    unseal(folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (run,) = load_runs([folder])
     updates, means = returns(run, "train")
@@ -223,6 +226,7 @@ def test_a_warm_up_from_zero_is_left_out_and_a_layer_that_dies_is_not(tmp_path):
     folder = make_run(tmp_path, Config(), rows=4)
     rates = {"elr/a": [0.0, 4.0, 1.0, 0.0], "elr/b": [0.0, 1.0, 4.0, 9.0], "elr/still": [0.0] * 4}
     rows = [{"phase": "train", "updates": i + 1} | {name: of[i] for name, of in rates.items()} for i in range(4)]
+    unseal(folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (run,) = load_runs([folder])
     updates, mean = over_layers(run, "elr", run.layers("elr"))
@@ -235,6 +239,7 @@ def test_a_run_counts_once_however_its_folder_is_named_and_copies_do_not(tmp_pat
     monkeypatch.chdir(tmp_path)
     folder = make_run(Path("runs"), Config(), rows=4)
     shutil.copytree(folder, "runs/backup")
+    unseal(Path("runs/backup"))
     (Path("runs/backup") / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes() + b'{"frames":9}\n')
     for content in ({"model": "x"}, ["model"]):
         foreign = Path("runs") / f"foreign-{len(content)}-{type(content).__name__}"

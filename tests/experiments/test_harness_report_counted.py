@@ -36,7 +36,7 @@ def test_a_seed_that_diverges_in_a_sequence_scores_as_random_play_from_there_on(
     assert list(counting.against_fresh(method, scores.study.sequence.visits).values())[1] == {0: 0.0, 1: -100.0}
     assert counting.forgetting(method) == scores.forgetting(method)
     page = page_of(tmp_path)
-    assert page.column(0, "visit 1 (%)")["nap"] == "100.0 over 1 of 2 seeds".replace(" over", " ")
+    assert page.column(0, "visit 1 (%)")["nap"] == "100.0 1 of 2 seeds"
     assert page.column(2, "visit 1 (%)")["nap"] == "75.0 [50.0, 100.0]"
 
 

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import pytest
 from damaged_reports import damage
 from made_up_runs import Config, PlasticityConfig, SequenceConfig, make_plasticity_run, make_run, make_sequence
+from run_folders import unseal
 from test_supervised import make_run as make_supervised_run
 
 from experiments import report
@@ -110,7 +111,7 @@ def test_an_optimizer_of_another_type_is_told_in_one_line(tmp_path):
 @pytest.mark.parametrize("label", ["$x_{$", r"$\frac{$", "a$b$c", "\ud800", "_hidden"])
 def test_a_setting_is_drawn_as_it_is_typed(tmp_path, label):
     for protocol in (label, "b"):
-        make_run(tmp_path, Config(protocol=protocol), rows=3, layers=LAYER)
+        unseal(make_run(tmp_path, Config(protocol=protocol), rows=3, layers=LAYER))
     runs = load_runs([tmp_path])
     plot = returns_plot(runs)
     assert plot is not None
@@ -158,7 +159,7 @@ def test_a_folder_in_the_reports_place_is_told(sound, tmp_path, name, capsys):
     (tmp_path / name).mkdir()
     assert report.main([str(sound), "--out", str(tmp_path / "page.html")]) == 2
     told = capsys.readouterr().err
-    assert f"{name} is a folder" in told and told.count("\n") == 1
+    assert name in told and "a folder" in told and told.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

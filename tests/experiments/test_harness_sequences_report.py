@@ -2,6 +2,7 @@
 
 import pytest
 from made_up_runs import Config, make_run, sequence_rows, write_sequence_run
+from run_folders import unseal
 from test_harness_plasticity_report import Tables
 from worked_sequences import (
     FRESH,
@@ -196,7 +197,7 @@ def test_a_seed_that_diverged_is_named_and_its_comparisons_are_dropped(tmp_path)
         "forward transfer": "+12.5 1 of 2 seeds",
         "forgetting": "+41.7 1 of 2 seeds",
     }
-    assert page.tables[2][2][3:5] == ["2.00", "1.50"]
+    assert page.tables[4][2][3:5] == ["2.00", "1.50"]
     assert write_figure([tmp_path], tmp_path / "overview.png").stat().st_size > 10_000
 
 
@@ -273,6 +274,7 @@ def test_fresh_agents_alone_make_a_page(tmp_path):
 def test_tasks_that_can_not_be_read_are_named(tmp_path):
     write_sequence_run(tmp_path, config_of(), rows_of(config_of(), NAP))
     (config,) = tmp_path.rglob("config.json")
+    unseal(config.parent)
     config.write_text(config.read_text(encoding="utf-8").replace("bricks,catch", "brics"), encoding="utf-8")
     with pytest.raises(UserError, match=r"tasks of .* can't be read: .*brics"):
         write_report([tmp_path])
