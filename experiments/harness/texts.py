@@ -109,15 +109,15 @@ def tokenizer_of(
         return byte_tokenizer(), {}
     path = out / "tokenizers" / f"{vocabulary}-{fingerprint(documents)[:8]}.json"
 
-    def learned() -> bytes:
+    def learned() -> str:
         with told_of("--vocabulary"):
             if path.is_file():
                 load_bpe(path)  # so that an error names it, and not its copy
             else:
                 train_bpe(documents, vocabulary, path)
-            return content(path)
+            return content(path).decode()  # what processes tell each other is JSON
 
-    found = in_first(learned)
+    found = in_first(learned).encode()
     with told_of("--vocabulary"), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name  # not every process has the file
         copy.write_bytes(found)
