@@ -100,7 +100,11 @@ def by_the_locale(source: str) -> list[str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             mode = node.args[0] if node.args else ast.Constant("r")
             on_a_path = name == "open" and not ast.unparse(node.func).startswith("tarfile.")
-            opens = on_a_path and isinstance(mode, ast.Constant) and "b" not in str(mode.value)
+            opens = (
+                on_a_path
+                and isinstance(mode, ast.Constant)
+                and "b" not in (mode.value if isinstance(mode.value, str) else "b")
+            )
             if opens or name in ("read_text", "write_text") or words.get("text") == "True":
                 found.append(ast.unparse(node))
     return found
