@@ -282,7 +282,5 @@ def _load(folder: Path) -> Iterator[LoadedRun]:
 
 
 def _diverged_at(folder: Path) -> int | None:
-    try:
-        return parse_diverged((folder / DIVERGED).read_bytes())
-    except FileNotFoundError:
-        return None
+    found = storage.read(folder / DIVERGED)
+    return None if found is None else parse_diverged(found)

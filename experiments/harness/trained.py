@@ -22,7 +22,7 @@ import polars as pl
 
 from experiments.harness.catalogue import catalogue
 from experiments.harness.errors import UserError, unknown
-from experiments.harness.folder import CONFIG, DONE, METRICS, SUMMARY
+from experiments.harness.folder import CONFIG, DONE, METRICS, summary
 from experiments.harness.read import load_runs
 from experiments.harness.rebuild import from_plain
 from experiments.harness.saved import Saved, newest
@@ -126,9 +126,9 @@ class TrainedRun:
         if not self.done:
             raise UserError(f"{self.folder} is not finished, so it has no summary; see its records")
         try:
-            return json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / SUMMARY} can't be read: {error}") from None
+            return summary(self.folder)
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from None
 
     @functools.cached_property
     def saved(self) -> Saved:
